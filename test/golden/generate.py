@@ -1,25 +1,37 @@
 """Regenerates every file under fixtures/ from PyTorch, diffusers and transformers. See README.md."""
 
 import argparse
-import os
 from pathlib import Path
 
 import torch
 
+import numerics
 import stages
 import tiny
+import variants
 
 HERE = Path(__file__).resolve().parent
 
 
 def generate_tiny(spec: tiny.Spec, mini: Path, out: Path) -> None:
-    """One tiny model and its goldens."""
+    """One tiny model, its variants where it has some, and its goldens."""
     folder = out / spec.name
     model = tiny.build(spec, mini)
-    tiny.save(model, folder, os.path.relpath(mini, folder).replace(os.sep, "/"))
+    tiny.save(model, folder)
     tensors, scalars = stages.all_stages(model)
+    if spec is tiny.DEV:
+        tensors |= variants.variants(model, folder / "variants")
     tiny.write_tensors(folder / "goldens.safetensors", tensors)
     tiny.write_json(folder / "goldens.json", scalars, compact=True)
+
+
+def generate_numerics(out: Path) -> None:
+    """Noise, schedules and the fp8 codec."""
+    tensors, large = numerics.noise()
+    tiny.write_tensors(out / "numerics/noise.safetensors", tensors)
+    tiny.write_json(out / "numerics/noise.json", {"large": large}, compact=True)
+    tiny.write_json(out / "numerics/schedules.json", numerics.schedules(), compact=True)
+    tiny.write_json(out / "numerics/fp8_e4m3fn.json", numerics.fp8_codec(), compact=True)
 
 
 def main() -> None:
@@ -31,7 +43,8 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     with torch.inference_mode():
         for spec in (tiny.DEV, tiny.SCHNELL):
-            generate_tiny(spec, args.mini.resolve(), args.out.resolve())
+            generate_tiny(spec, args.mini, args.out)
+        generate_numerics(args.out)
 
 
 if __name__ == "__main__":

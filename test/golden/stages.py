@@ -28,6 +28,7 @@ ENCODED = [1, 4]  # prompts whose text encoder outputs are stored: a short one, 
 CASES = [{"sigma": 0.9375, "guidance": 3.5}, {"sigma": 0.2841, "guidance": 1.0}]
 SIGMAS = [1.0, 0.9375, 0.75, 0.2841, 0.05, 0.001]
 GUIDANCES = [1.0, 3.5, 30.0]
+LATENT = (6, 4)  # rows, columns of the latent in the autoencoder goldens
 PIPELINE_SEED = 42
 
 Tensors = dict[str, torch.Tensor]
@@ -148,7 +149,7 @@ def transformer(model: Model) -> Tensors:
 def vae(model: Model) -> Tensors:
     """Encoder moments of a fixed image and decoder output of a fixed latent, with the stages in between."""
     levels = len(model.spec.vae["block_out_channels"])
-    rows, columns = 2 * model.spec.tokens[0], 2 * model.spec.tokens[1]
+    rows, columns = LATENT
     generator = torch.Generator().manual_seed(200)
     factor = 2 ** (levels - 1)
     image = torch.rand(1, 3, rows * factor, columns * factor, generator=generator) * 2 - 1

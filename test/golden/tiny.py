@@ -17,6 +17,7 @@ from transformers import CLIPTokenizer
 import layouts
 
 CLIP_LENGTH = 77
+MINI = "../../../../models/mini"  # from a fixture folder, as written into its catalog entry
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Spec:
     clip: dict
     t5: dict
     scheduler: dict
+    stored: dict[str, torch.dtype]  # number formats of the component files that are not fp32
     tokens: tuple[int, int]  # rows, columns of image tokens in the stage goldens
     pixels: tuple[int, int]  # height, width of the pipeline goldens
 
@@ -47,6 +49,7 @@ def _vae(channels: tuple[int, ...], **rest) -> dict:
 
 DEV = Spec(
     name="tiny-dev", seed=1, layout="bfl", max_sequence_length=24, tokens=(4, 7), pixels=(48, 64),
+    stored={"text_encoder": torch.float16, "text_encoder_2": torch.float16},
     transformer=dict(
         patch_size=1, in_channels=16, num_layers=2, num_single_layers=3, attention_head_dim=20,
         num_attention_heads=3, joint_attention_dim=40, pooled_projection_dim=24, guidance_embeds=True,
@@ -61,6 +64,7 @@ DEV = Spec(
 
 SCHNELL = Spec(
     name="tiny-schnell", seed=2, layout="diffusers", max_sequence_length=16, tokens=(5, 4), pixels=(16, 32),
+    stored={"vae": torch.bfloat16, "text_encoder_2": torch.bfloat16},
     transformer=dict(
         patch_size=1, in_channels=8, num_layers=1, num_single_layers=2, attention_head_dim=24,
         num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=20, guidance_embeds=False,
@@ -139,7 +143,11 @@ def build(spec: Spec, mini: Path) -> Model:
     # T5 does not divide the attention logits by the root of the head width.
     randomise(t5, generator, {"SelfAttention.q.weight": spec.t5["d_kv"] ** -0.5})
     scheduler = FlowMatchEulerDiscreteScheduler(**spec.scheduler)
-    return Model(spec, transformer, vae, clip, t5, *load_tokenizers(mini), scheduler)
+    model = Model(spec, transformer, vae, clip, t5, *load_tokenizers(mini), scheduler)
+    for name, dtype in spec.stored.items():
+        for tensor in getattr(model, name).parameters():
+            tensor.data = tensor.to(dtype).float()  # the goldens are those of the rounded weights
+    return model
 
 
 def write_json(path: Path, value: object, compact: bool = False) -> None:
@@ -158,17 +166,22 @@ def write_tensors(path: Path, tensors: layouts.Tensors, shards: int = 1) -> None
     names, weight_map = list(tensors), {}
     for shard in range(shards):
         file = f"{path.stem}-{shard + 1:05}-of-{shards:05}.safetensors"
-        part = names[len(names) * shard // shards : len(names) * (shard + 1) // shards]
+        part = names[shard::shards]  # interleaved, so that every module needs both files
         save_file({n: tensors[n] for n in part}, path.with_name(file), metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(part, file))
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     write_json(path.with_name(path.name + ".index.json"), {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
-def save(model: Model, folder: Path, mini_relative: str) -> None:
+def save(model: Model, folder: Path) -> None:
     """Writes the model's files and its catalog entry `model.json` in the layout its spec asks for."""
     spec, bfl = model.spec, model.spec.layout == "bfl"
-    transformer, vae = model.transformer.state_dict(), model.vae.state_dict()
+
+    def weights(name: str) -> layouts.Tensors:
+        dtype = spec.stored.get(name, torch.float32)
+        return {n: t.to(dtype) for n, t in getattr(model, name).state_dict().items()}
+
+    transformer, vae = weights("transformer"), weights("vae")
     configs = {
         "transformer": {"_class_name": "FluxTransformer2DModel", **spec.transformer},
         "vae": {"_class_name": "AutoencoderKL", **spec.vae},
@@ -184,8 +197,8 @@ def save(model: Model, folder: Path, mini_relative: str) -> None:
         for name, config in configs.items():
             write_json(folder / name / "config.json", config)
     # Published CLIP folders keep the text_model prefix that transformers 5 dropped in memory.
-    clip = {n if n.startswith("text_model.") else f"text_model.{n}": t for n, t in model.text_encoder.state_dict().items()}
-    t5 = {n: t for n, t in model.text_encoder_2.state_dict().items() if n != "encoder.embed_tokens.weight"}
+    clip = {n if n.startswith("text_model.") else f"text_model.{n}": t for n, t in weights("text_encoder").items()}
+    t5 = {n: t for n, t in weights("text_encoder_2").items() if n != "encoder.embed_tokens.weight"}
     write_tensors(folder / "text_encoder/model.safetensors", clip)
     write_tensors(folder / "text_encoder_2/model.safetensors", t5, shards=1 if bfl else 2)
     for name in ("text_encoder", "text_encoder_2"):
@@ -198,8 +211,8 @@ def save(model: Model, folder: Path, mini_relative: str) -> None:
         "vae": "ae.safetensors" if bfl else "vae",
         "text_encoder": "text_encoder",
         "text_encoder_2": "text_encoder_2",
-        "tokenizer": f"{mini_relative}/tokenizer",
-        "tokenizer_2": f"{mini_relative}/tokenizer_2",
+        "tokenizer": f"{MINI}/tokenizer",
+        "tokenizer_2": f"{MINI}/tokenizer_2",
         "scheduler": "scheduler",
     }
     entry = {"name": spec.name, "family": "flux", "files": files, "max_sequence_length": spec.max_sequence_length}
