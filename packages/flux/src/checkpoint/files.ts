@@ -1,0 +1,55 @@
+import { open, stat, type FileHandle } from 'node:fs/promises';
+import { invalid, missing } from './problems.ts';
+
+/** One read of the operating system; Node refuses 2 GiB and more, and large ones only hold up the thread pool. */
+const READ_BYTES = 64 * 1024 * 1024;
+
+/** Runs `use` on the opened file and closes it whatever happens. */
+export async function withFile<T>(
+  path: string,
+  use: (handle: FileHandle, size: number) => Promise<T>,
+): Promise<T> {
+  const handle = await openRegular(path);
+  try {
+    return await use(handle, (await handle.stat()).size);
+  } finally {
+    await handle.close();
+  }
+}
+
+/** Opens a regular file for reading; anything else is refused before it is opened, since a pipe would hang. */
+export async function openRegular(path: string): Promise<FileHandle> {
+  try {
+    const kind = await stat(path);
+    if (kind.isFile()) return await open(path, 'r');
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    if (code === 'ENOENT' || code === 'ENOTDIR') throw missing(path, 'there is no such file', {}, cause);
+    throw invalid(path, `cannot be read (${code})`, {}, cause);
+  }
+  throw invalid(path, 'is not a regular file');
+}
+
+/** Fills `target` from `position` of the file; a file that ends earlier is an error. */
+export async function readInto(
+  handle: FileHandle,
+  path: string,
+  target: Uint8Array,
+  position: number,
+): Promise<void> {
+  let done = 0;
+  while (done < target.byteLength) {
+    const length = Math.min(target.byteLength - done, READ_BYTES);
+    const { bytesRead } = await handle.read(target, done, length, position + done);
+    if (bytesRead === 0) {
+      throw invalid(path, `ends at byte ${position + done}; ${target.byteLength - done} more were expected`);
+    }
+    done += bytesRead;
+  }
+}
+
+/** A buffer of its own memory, not zeroed: for bytes that are read at once. */
+export function uninitialized(byteLength: number): Uint8Array {
+  const buffer = Buffer.allocUnsafeSlow(byteLength);
+  return new Uint8Array(buffer.buffer, buffer.byteOffset, byteLength);
+}
