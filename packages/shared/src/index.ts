@@ -1,1 +1,9 @@
-export {};
+export * from './config.ts';
+export * from './contracts/generation.ts';
+export * from './contracts/job.ts';
+export * from './errors.ts';
+export * from './ids.ts';
+export * from './jobs/record.ts';
+export * from './jobs/signatures.ts';
+export * from './object-store/types.ts';
+export * from './signatures.ts';

@@ -1,0 +1,77 @@
+import type { GenerationInput } from '../contracts/generation.ts';
+import type { JobError, JobStatus, Progress, StoredImage, Timings } from '../contracts/job.ts';
+
+/** The tenant of an installation without API keys. */
+export const DEFAULT_TENANT = 'default';
+
+/** The two names that find a job: a tenant sees only its own. */
+export interface JobRef {
+  tenant: string;
+  id: string;
+}
+
+interface JobFields extends JobRef {
+  status: JobStatus;
+  progress: Progress;
+  /** Written once, by the attempt that published. */
+  output: { images: StoredImage[] } | null;
+  error: JobError | null;
+  timings: Timings | null;
+  /** Attempts that were started and not given back. */
+  attempts: number;
+  /** Token of the attempt that may write to this record; null when none runs. */
+  attempt: string | null;
+  /** Id of the worker that runs or ran the latest attempt. */
+  worker: string | null;
+  metadata: Record<string, string>;
+  /** ISO 8601, UTC. */
+  created_at: string;
+  /** Start of the latest attempt. */
+  started_at: string | null;
+  finished_at: string | null;
+  /** Set when a client asked a running job to stop. */
+  cancel_requested_at: string | null;
+}
+
+export interface GenerationRecord extends JobFields {
+  kind: 'generation';
+  input: GenerationInput;
+}
+
+export interface TrainingRecord extends JobFields {
+  kind: 'training';
+  input: Record<string, unknown> & { priority?: GenerationInput['priority'] };
+}
+
+/** A job as stored: the truth that the API shows. The queue only knows that there is something to do. */
+export type JobRecord = GenerationRecord | TrainingRecord;
+
+export type NewJob =
+  | {
+      kind: 'generation';
+      tenant?: string;
+      id?: string;
+      input: GenerationInput;
+      metadata?: Record<string, string>;
+    }
+  | {
+      kind: 'training';
+      tenant?: string;
+      id?: string;
+      input: TrainingRecord['input'];
+      metadata?: Record<string, string>;
+    };
+
+/** Sent to whoever watches a job, after the record was written. */
+export interface JobEvent {
+  id: string;
+  type: 'status' | 'progress';
+  status: JobStatus;
+  progress: Progress;
+}
+
+export const TERMINAL_STATUSES = ['succeeded', 'failed', 'canceled'] as const satisfies readonly JobStatus[];
+
+export function isTerminal(status: JobStatus): boolean {
+  return (TERMINAL_STATUSES as readonly JobStatus[]).includes(status);
+}
