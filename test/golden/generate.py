@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+import mini
 import numerics
 import stages
 import tiny
@@ -13,10 +14,10 @@ import variants
 HERE = Path(__file__).resolve().parent
 
 
-def generate_tiny(spec: tiny.Spec, mini: Path, out: Path) -> None:
+def generate_tiny(spec: tiny.Spec, bundled: Path, out: Path) -> None:
     """One tiny model, its variants where it has some, and its goldens."""
     folder = out / spec.name
-    model = tiny.build(spec, mini)
+    model = tiny.build(spec, bundled)
     tiny.save(model, folder)
     tensors, scalars = stages.all_stages(model)
     if spec is tiny.DEV:
@@ -45,6 +46,7 @@ def main() -> None:
         for spec in (tiny.DEV, tiny.SCHNELL):
             generate_tiny(spec, args.mini, args.out)
         generate_numerics(args.out)
+        mini.pictures(args.mini, args.out / "mini")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,13 @@ from tiny import load_tokenizers, write_json
 
 PROMPTS = [
     "a red apple on a blue background",
+    "a pizza on a yellow background",
+    "a red circle on a green background",
+    "two yellow stars on a dark blue background",
+    "a tree on a pink background",
+    "a smiling face with sunglasses",
+    "a butterfly on a black background",
+    "a green square and an orange triangle",
 ]
 GUIDANCE = 3.5
 
