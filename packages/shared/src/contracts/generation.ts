@@ -45,7 +45,14 @@ export const IMAGE_FORMATS = ['png', 'jpeg', 'webp'] as const;
 /** Body of POST /v1/generations. Absent fields take the model's defaults when the job is accepted. */
 export const GenerationRequest = z
   .strictObject({
-    prompt: z.string().max(LIMITS.promptCharacters).meta({ example: 'a red apple on a blue background' }),
+    prompt: z
+      .string()
+      .max(LIMITS.promptCharacters)
+      // JSON can carry half of a surrogate pair; UTF-8, and so the record of the job, cannot.
+      .refine((text) => text.isWellFormed(), {
+        error: 'found half of a surrogate pair, allowed is Unicode text',
+      })
+      .meta({ example: 'a red apple on a blue background' }),
     model: z.string().min(1).max(128).optional().meta({ description: 'Name in GET /v1/models' }),
     styles: z.array(StyleRef).max(LIMITS.styles).default([]),
     width: side('Width').optional(),
@@ -85,3 +92,12 @@ export const GenerationInput = z
   })
   .meta({ id: 'GenerationInput' });
 export type GenerationInput = z.infer<typeof GenerationInput>;
+
+/** The input as clients see it: the place of the init image in the object store is not theirs to know. */
+export const GenerationInputView = z
+  .strictObject({
+    ...GenerationInput.shape,
+    image: z.strictObject({ strength: z.number() }).optional(),
+  })
+  .meta({ id: 'GenerationInputView' });
+export type GenerationInputView = z.infer<typeof GenerationInputView>;

@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { GenerationInputView } from './generation.ts';
 
 export const JOB_STATUSES = ['queued', 'running', 'succeeded', 'failed', 'canceled'] as const;
 export const JobStatus = z.enum(JOB_STATUSES).meta({ id: 'JobStatus' });
@@ -35,7 +36,7 @@ export interface StoredImage {
 
 export const OutputImage = z
   .strictObject({
-    url: z.string(),
+    url: z.url(),
     width: z.int(),
     height: z.int(),
     seed: z.int(),
@@ -67,8 +68,14 @@ export const GenerationJob = z
     kind: z.literal('generation'),
     status: JobStatus,
     progress: Progress,
-    queue: z.strictObject({ position: z.int().nullable(), eta_s: z.number().nullable() }),
-    input: z.record(z.string(), z.unknown()),
+    queue: z.strictObject({
+      position: z
+        .int()
+        .nullable()
+        .meta({ description: 'Jobs that start before this one; null when it is not waiting' }),
+      eta_s: z.number().nullable(),
+    }),
+    input: GenerationInputView,
     output: z.strictObject({ images: z.array(OutputImage) }).nullable(),
     error: JobError.nullable(),
     timings: Timings.nullable(),
