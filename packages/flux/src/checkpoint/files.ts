@@ -1,4 +1,6 @@
 import { open, stat, type FileHandle } from 'node:fs/promises';
+import type { Stats } from 'node:fs';
+import type { FluxError } from '../errors.ts';
 import { invalid, missing } from './problems.ts';
 
 /** One read of the operating system; Node refuses 2 GiB and more, and large ones only hold up the thread pool. */
@@ -19,15 +21,28 @@ export async function withFile<T>(
 
 /** Opens a regular file for reading; anything else is refused before it is opened, since a pipe would hang. */
 export async function openRegular(path: string): Promise<FileHandle> {
+  if (!(await statPath(path)).isFile()) throw invalid(path, 'is not a regular file');
   try {
-    const kind = await stat(path);
-    if (kind.isFile()) return await open(path, 'r');
+    return await open(path, 'r');
   } catch (cause) {
-    const { code } = cause as NodeJS.ErrnoException;
-    if (code === 'ENOENT' || code === 'ENOTDIR') throw missing(path, 'there is no such file', {}, cause);
-    throw invalid(path, `cannot be read (${code})`, {}, cause);
+    throw unreadable(path, cause);
   }
-  throw invalid(path, 'is not a regular file');
+}
+
+/** @throws FluxError `checkpoint_missing` when nothing is there */
+export async function statPath(path: string): Promise<Stats> {
+  try {
+    return await stat(path);
+  } catch (cause) {
+    throw unreadable(path, cause);
+  }
+}
+
+function unreadable(path: string, cause: unknown): FluxError {
+  const { code } = cause as NodeJS.ErrnoException;
+  return code === 'ENOENT' || code === 'ENOTDIR'
+    ? missing(path, 'there is no such file or folder', {}, cause)
+    : invalid(path, `cannot be read (${code})`, {}, cause);
 }
 
 /** Fills `target` from `position` of the file; a file that ends earlier is an error. */
