@@ -1,0 +1,106 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { GenerationJob } from '@atelier/shared';
+import { CliError } from './errors.ts';
+
+export const DEFAULT_URL = 'http://localhost:6006';
+const POLL_MS = 150;
+/** The API may restart while a job waits in the queue; that is no reason to give up on the job. */
+const RECONNECT_MS = 30_000;
+const PASSING = /^(api_unreachable|queue_unavailable|store_unavailable|http_5\d\d)$/;
+
+interface Problem {
+  code?: string;
+  title?: string;
+  detail?: string;
+  errors?: { field: string; message: string }[];
+}
+
+/** The few calls of the job API that this program needs. */
+export class StudioClient {
+  readonly url: string;
+
+  constructor(url: string) {
+    this.url = url.replace(/\/+$/, '');
+  }
+
+  /**
+   * @param path below the API's URL, or a whole URL as the API gives for pictures
+   * @throws CliError with the problem's code, or `api_unreachable`
+   */
+  async request(path: string, init: RequestInit = {}): Promise<Response> {
+    let response: Response;
+    try {
+      response = await fetch(new URL(path, `${this.url}/`), init);
+    } catch (cause) {
+      throw new CliError(
+        'api_unreachable',
+        `No atelier answers at ${this.url}. Start it with "npm start", or name another one with --url.`,
+        { cause },
+      );
+    }
+    if (response.ok) return response;
+    const problem = (await response.json().catch(() => ({}))) as Problem;
+    throw new CliError(
+      problem.code ?? `http_${response.status}`,
+      problem.detail ?? problem.title ?? `${this.url} answered ${response.status} ${response.statusText}`,
+      { fields: problem.errors ?? [] },
+    );
+  }
+
+  async get<T>(path: string): Promise<T> {
+    return (await (await this.request(path)).json()) as T;
+  }
+
+  async post<T>(path: string, body: unknown): Promise<T> {
+    const headers = { 'content-type': 'application/json' };
+    return (await (
+      await this.request(path, { method: 'POST', headers, body: JSON.stringify(body) })
+    ).json()) as T;
+  }
+
+  async download(path: string): Promise<Uint8Array> {
+    return new Uint8Array(await (await this.request(path)).arrayBuffer());
+  }
+
+  async isReady(): Promise<boolean> {
+    return fetch(`${this.url}/readyz`, { signal: AbortSignal.timeout(2000) }).then(
+      (response) => response.ok,
+      () => false,
+    );
+  }
+
+  submit(request: Record<string, unknown>): Promise<GenerationJob> {
+    return this.post<GenerationJob>('/v1/generations', request);
+  }
+
+  /**
+   * Follows a job to its end; `onChange` is told at each look.
+   * @throws CliError with the code of a failed job, `job_canceled` for a canceled one
+   */
+  async follow(
+    submitted: GenerationJob,
+    onChange: (job: GenerationJob) => void = () => {},
+  ): Promise<GenerationJob> {
+    let job = submitted;
+    let lastAnswer = Date.now();
+    for (;;) {
+      onChange(job);
+      if (job.status === 'succeeded') return job;
+      if (job.status === 'failed' || job.status === 'canceled') {
+        const { code, message } = job.error ?? {
+          code: 'job_canceled',
+          message: `Job ${job.id} was canceled`,
+        };
+        throw new CliError(code, message);
+      }
+      await sleep(POLL_MS);
+      try {
+        job = await this.get<GenerationJob>(`/v1/generations/${job.id}`);
+        lastAnswer = Date.now();
+      } catch (error) {
+        const passing = error instanceof CliError && PASSING.test(error.code);
+        if (!passing || Date.now() - lastAnswer > RECONNECT_MS) throw error;
+      }
+    }
+  }
+}

@@ -1,0 +1,60 @@
+import { GenerationRequest, loadCatalog, loadConfig, resolveInput } from '@atelier/shared';
+import { EngineProcess, type EngineRequest } from '@atelier/flux';
+import sharp from 'sharp';
+import type { GenerateOptions, Generated } from './commands/generate.ts';
+import { CliError } from './errors.ts';
+import { PROJECT } from './studio/studio.ts';
+
+/** Makes one picture without a studio: the same engine, with the catalog and defaults that a studio would use. */
+export async function generateLocally(
+  prompt: string,
+  options: GenerateOptions,
+  onProgress: (fraction: number, note: string) => void,
+): Promise<Generated> {
+  const config = loadConfig(process.env, PROJECT);
+  const catalog = await loadCatalog(config);
+  const { model, seed, steps, guidance, width, height } = options;
+  const parsed = GenerationRequest.safeParse({ prompt, model, seed, steps, guidance, width, height });
+  if (!parsed.success) {
+    const fields = parsed.error.issues.map(({ path, message }) => ({ field: path.join('.'), message }));
+    throw new CliError('validation_failed', 'The request is not valid', { fields });
+  }
+  const input = resolveInput(parsed.data, catalog);
+  const entry = catalog.get(input.model);
+  const request: EngineRequest = {
+    prompt: input.prompt,
+    width: input.width,
+    height: input.height,
+    steps: input.steps,
+    guidance: input.guidance,
+    seed: input.seed,
+  };
+
+  const engine = EngineProcess.spawn();
+  try {
+    onProgress(0, `loading ${entry.name}`);
+    const threads = config.ATELIER_ENGINE_THREADS;
+    await engine.load({
+      name: entry.name,
+      files: entry.files,
+      cacheDir: config.ATELIER_CACHE_DIR,
+      maxSequenceLength: entry.defaults.max_sequence_length,
+      ...(threads === undefined ? {} : { threads }),
+    });
+    const image = await engine.generate(request, {
+      onProgress: ({ phase, step, steps: all }) =>
+        onProgress(step / all, phase === 'denoise' ? `step ${step}/${all}` : phase),
+    });
+    const raw = { width: image.width, height: image.height, channels: 3 as const };
+    return {
+      data: await sharp(image.pixels, { raw }).png().toBuffer(),
+      width: image.width,
+      height: image.height,
+      seed: image.seed,
+      ms: image.timings.total_ms,
+      report: { width: image.width, height: image.height, seed: image.seed, timings: image.timings },
+    };
+  } finally {
+    await engine.close();
+  }
+}

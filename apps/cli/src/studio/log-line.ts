@@ -1,0 +1,45 @@
+import { styleText } from 'node:util';
+import pretty from 'pino-pretty';
+
+const COLORS = { api: 'cyan', 'gpu-worker': 'magenta', trainer: 'yellow' } as const;
+const NAME_WIDTH = Math.max(...Object.keys(COLORS).map((name) => name.length));
+const WARN = 40;
+
+const format = pretty.prettyFactory({
+  colorize: process.stdout.hasColors?.() ?? false,
+  translateTime: 'SYS:HH:MM:ss',
+  ignore: 'pid,hostname,name,service,v',
+  singleLine: true,
+});
+
+/**
+ * A service's line for people: pino's JSON made readable, anything else as it is, each under the service's name.
+ * @param verbose false hides what needs no attention: everything below a warning
+ * @returns null when there is nothing to show
+ */
+export function formatLine(service: string, line: string, verbose: boolean): string | null {
+  if (line.trim() === '') return null;
+  const record = parse(line);
+  if (record && !verbose && record.level < WARN) return null;
+  const text = record ? format(record).trimEnd() : line;
+  return text
+    .split('\n')
+    .map((part) => `${prefix(service)} ${part}`)
+    .join('\n');
+}
+
+/** The service's name as a column of its own. */
+export function prefix(service: string): string {
+  const color = COLORS[service as keyof typeof COLORS] ?? 'white';
+  return styleText(color, service.padEnd(NAME_WIDTH));
+}
+
+function parse(line: string): ({ level: number } & Record<string, unknown>) | null {
+  if (!line.startsWith('{')) return null;
+  try {
+    const record = JSON.parse(line) as { level?: unknown };
+    return typeof record.level === 'number' ? (record as { level: number }) : null;
+  } catch {
+    return null;
+  }
+}
