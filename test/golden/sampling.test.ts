@@ -33,7 +33,11 @@ describe('schedule', () => {
   test('image-to-image starts where FluxImg2ImgPipeline starts', async () => {
     const { image_to_image } = await readSchedules();
     for (const { steps, strength, first_step } of image_to_image)
-      expect({ steps, strength, first_step: startStep(steps, strength) }).toEqual({ steps, strength, first_step });
+      expect({ steps, strength, first_step: startStep(steps, strength) }).toEqual({
+        steps,
+        strength,
+        first_step,
+      });
   });
 });
 
@@ -41,31 +45,34 @@ describe('noise', () => {
   /** torch takes its logarithms and cosines from vector kernels, whose last bits differ between machines. */
   const LAST_BITS = 1e-6;
 
-  test.each([0, 1, 42, 2 ** 32 - 1, 2 ** 53 - 1])("of seed %d is what torch's CPU generator draws", async (seed) => {
-    const file = await openSafetensors(join(numerics, 'noise.safetensors'));
-    const read = async (name: string): Promise<Float32Array> => {
-      const bytes = await readTensor(file.tensors.get(name)!);
-      return new Float32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength));
-    };
-    const names = [...file.tensors.keys()].filter((name) => name.split('/')[1] === String(seed));
-    expect(names.length).toBeGreaterThan(15);
-    for (const name of names) {
-      const [kind, , sizes, part] = name.split('/') as [string, string, string, string | undefined];
-      const generator = new TorchGenerator(seed);
-      const expected = await read(name);
-      let found: Float32Array;
-      if (kind === 'pairs') {
-        const [first, second] = sizes.split(',').map(Number) as [number, number];
-        found = generator.randn(first);
-        if (part === '1') found = generator.randn(second);
-      } else {
-        found = generator.randn(sizes.split(',').reduce((product, size) => product * Number(size), 1));
-        if (part === 'first') found = found.subarray(0, expected.length);
-        if (part === 'last') found = found.subarray(-expected.length);
+  test.each([0, 1, 42, 2 ** 32 - 1, 2 ** 53 - 1])(
+    "of seed %d is what torch's CPU generator draws",
+    async (seed) => {
+      const file = await openSafetensors(join(numerics, 'noise.safetensors'));
+      const read = async (name: string): Promise<Float32Array> => {
+        const bytes = await readTensor(file.tensors.get(name)!);
+        return new Float32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength));
+      };
+      const names = [...file.tensors.keys()].filter((name) => name.split('/')[1] === String(seed));
+      expect(names.length).toBeGreaterThan(15);
+      for (const name of names) {
+        const [kind, , sizes, part] = name.split('/') as [string, string, string, string | undefined];
+        const generator = new TorchGenerator(seed);
+        const expected = await read(name);
+        let found: Float32Array;
+        if (kind === 'pairs') {
+          const [first, second] = sizes.split(',').map(Number) as [number, number];
+          found = generator.randn(first);
+          if (part === '1') found = generator.randn(second);
+        } else {
+          found = generator.randn(sizes.split(',').reduce((product, size) => product * Number(size), 1));
+          if (part === 'first') found = found.subarray(0, expected.length);
+          if (part === 'last') found = found.subarray(-expected.length);
+        }
+        expect({ name, close: maxAbsError(found, expected) <= LAST_BITS }).toEqual({ name, close: true });
       }
-      expect({ name, close: maxAbsError(found, expected) <= LAST_BITS }).toEqual({ name, close: true });
-    }
-  });
+    },
+  );
 });
 
 describe.each(TINY_MODELS)('packing (%s)', (name) => {
@@ -86,7 +93,6 @@ async function readSchedules(): Promise<Schedules> {
 
 function schedulerSpec(config: Record<string, number | boolean>): SchedulerSpec {
   return {
-    numTrainTimesteps: config['num_train_timesteps'] as number,
     shift: config['shift'] as number,
     useDynamicShifting: config['use_dynamic_shifting'] as boolean,
     baseShift: config['base_shift'] as number,

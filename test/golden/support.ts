@@ -59,7 +59,10 @@ export async function goldens(folder: string): Promise<{
   json: Record<string, unknown>;
 }> {
   const file = await openSafetensors(join(FIXTURES, folder, 'goldens.safetensors'));
-  const json = JSON.parse(await readFile(join(FIXTURES, folder, 'goldens.json'), 'utf8')) as Record<string, unknown>;
+  const json = JSON.parse(await readFile(join(FIXTURES, folder, 'goldens.json'), 'utf8')) as Record<
+    string,
+    unknown
+  >;
   return {
     json,
     async get(name) {

@@ -1,1 +1,12 @@
-export {};
+export { FluxError, type FluxErrorCode } from './errors.ts';
+export type { ModelFiles } from './checkpoint/model-files.ts';
+export { FluxModel, type LoadOptions } from './model.ts';
+export {
+  generate,
+  type EngineImage,
+  type EngineRequest,
+  type EngineTimings,
+  type PipelineEvent,
+} from './pipeline.ts';
+export { EngineProcess, type EngineExit } from './runtime/engine-process.ts';
+export type { EngineProgress, EngineStats } from './runtime/protocol.ts';

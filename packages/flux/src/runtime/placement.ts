@@ -1,0 +1,50 @@
+import type { OpenedPart } from '../checkpoint/model-files.ts';
+import { prepareWeights } from '../checkpoint/prepare.ts';
+import type { LocatedTensor, WeightLocator } from '../graph/weights.ts';
+
+/**
+ * How a model part's weights come to the CPU provider.
+ * 'expand': widened to fp32 once, into the cache, so that no step pays for it.
+ * 'in-place': used as they lie in the checkpoint and widened by every run; for models whose fp32 form is too large.
+ */
+export type Placement = 'expand' | 'in-place';
+
+export interface PrepareProgress {
+  /** Bytes written and to be written. */
+  done: number;
+  total: number;
+}
+
+/** Bytes that the part's weights take in fp32. */
+export function expandedBytes(part: OpenedPart<unknown>): number {
+  return part.weights
+    .names()
+    .map((name) => part.weights.get(name).shape.reduce((product, size) => product * size, 4))
+    .reduce((sum, bytes) => sum + bytes, 0);
+}
+
+export async function placeWeights(
+  part: OpenedPart<unknown>,
+  placement: Placement,
+  cacheDir: string,
+  onProgress?: (progress: PrepareProgress) => void,
+): Promise<WeightLocator> {
+  const { weights } = part;
+  const has = (name: string): boolean => weights.has(name);
+  if (placement === 'in-place') return { has, locate: (name) => weights.get(name) };
+  const views = weights.names().map((name) => weights.get(name));
+  const prepared = await prepareWeights({
+    views,
+    target: 'F32',
+    cacheDir,
+    ...(onProgress ? { onProgress } : {}),
+  });
+  return {
+    has,
+    locate: (name): LocatedTensor => {
+      const found = prepared.get(name);
+      // Asking the checkpoint for what was not prepared raises its own, clearer error.
+      return found ?? weights.get(name);
+    },
+  };
+}

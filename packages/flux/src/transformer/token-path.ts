@@ -1,0 +1,52 @@
+import type { TransformerSpec } from '../checkpoint/spec.ts';
+import { GraphBuilder, type GraphModel, type Value } from '../graph/builder.ts';
+import { Linears } from '../graph/linears.ts';
+import { concat, layerNorm, rowCount, rows } from '../graph/ops.ts';
+import { GraphWeights, type WeightLocator } from '../graph/weights.ts';
+import { type BlockContext, doubleBlock, singleBlock } from './blocks.ts';
+import { FINAL_CHUNKS, Modulation, modulationLayout } from './modulation.ts';
+
+/**
+ * The part of the transformer that must stay resident: one denoising step.
+ *
+ *   latents [S, inChannels], context [T, hidden], modulation [M], cos and sin [T + S, headDim / 2]
+ *     -> velocity [S, outChannels]
+ *
+ * S image tokens, T text tokens. `probes` are published as further outputs, for comparing inner activations with
+ * the reference: `double.<i>.img`, `double.<i>.txt`, `single.<i>`.
+ */
+export function buildTokenPath(
+  spec: TransformerSpec,
+  locator: WeightLocator,
+  probes: readonly string[] = [],
+): GraphModel {
+  const g = new GraphBuilder('token-path');
+  const weights = new GraphWeights(g, locator);
+  const linears = new Linears(g, weights);
+  const latents = g.input('latents', 'float32', ['S', spec.inChannels]);
+  const context = g.input('context', 'float32', ['T', spec.hiddenSize]);
+  const row = g.input('modulation', 'float32', [modulationLayout(spec).size]);
+  const cos = g.input('cos', 'float32', ['T+S', spec.headDim / 2]);
+  const sin = g.input('sin', 'float32', ['T+S', spec.headDim / 2]);
+  const probe = (name: string, value: Value): void => {
+    if (probes.includes(name)) g.output(name, value);
+  };
+
+  const ctx: BlockContext = { g, linears, spec, modulation: new Modulation(g, row, spec), cos, sin };
+  let img = linears.apply(latents, 'x_embedder');
+  let txt = context;
+  for (let i = 0; i < spec.doubleBlocks; i++) {
+    ({ img, txt } = doubleBlock(ctx, i, img, txt));
+    probe(`double.${i}.img`, img);
+    probe(`double.${i}.txt`, txt);
+  }
+  let joint = concat(g, [txt, img], 0);
+  for (let i = 0; i < spec.singleBlocks; i++) {
+    joint = singleBlock(ctx, i, joint);
+    probe(`single.${i}`, joint);
+  }
+  img = rows(g, joint, rowCount(g, context), rowCount(g, joint), 'S');
+  const [shift, scale] = ctx.modulation.chunks('norm_out', FINAL_CHUNKS) as [Value, Value];
+  g.output('velocity', linears.apply(layerNorm(g, img, scale, shift, 1e-6), 'proj_out'));
+  return g.build();
+}
