@@ -1,8 +1,9 @@
 import { randomUUID } from 'node:crypto';
-import { open, rename, rm, type FileHandle } from 'node:fs/promises';
+import { open, readdir, rename, rm, stat, type FileHandle } from 'node:fs/promises';
+import { join } from 'node:path';
 
 /** The end of the name of a file that is still being written. */
-export const TEMPORARY_SUFFIX = '.tmp';
+const TEMPORARY_SUFFIX = '.tmp';
 
 /**
  * Writes a file that others see either whole or not at all: into a temporary neighbour, flushed to the disk, then
@@ -26,5 +27,16 @@ export async function writeAtomically(
   } catch (error) {
     await rm(temporary, { force: true });
     throw error;
+  }
+}
+
+/** Removes the temporary files of `folder` whose writers died: those not written to for `ageMs`. */
+export async function removeAbandoned(folder: string, ageMs: number): Promise<void> {
+  for (const name of await readdir(folder)) {
+    if (!name.endsWith(TEMPORARY_SUFFIX)) continue;
+    const path = join(folder, name);
+    const found = await stat(path).catch(() => undefined);
+    // Another process may have renamed or removed it meanwhile.
+    if (found && Date.now() - found.mtimeMs > ageMs) await rm(path, { force: true });
   }
 }

@@ -117,7 +117,7 @@ export function decodeFloat32(
   dtype: FloatDtype,
   bytes: Uint8Array,
   scale = 1,
-  out = new Float32Array(bytes.byteLength / DTYPE_BYTES[dtype]),
+  out: Float32Array = new Float32Array(bytes.byteLength / DTYPE_BYTES[dtype]),
 ): Float32Array {
   const count = bytes.byteLength / DTYPE_BYTES[dtype];
   if (out.length !== count) throw new RangeError(`${count} elements do not fit an array of ${out.length}`);

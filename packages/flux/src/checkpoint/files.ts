@@ -63,6 +63,15 @@ export async function readInto(
   }
 }
 
+/** Writes all of `source` at `position` of the file. */
+export async function writeFrom(handle: FileHandle, source: Uint8Array, position: number): Promise<void> {
+  let done = 0;
+  while (done < source.byteLength) {
+    const { bytesWritten } = await handle.write(source, done, source.byteLength - done, position + done);
+    done += bytesWritten;
+  }
+}
+
 /** A buffer of its own memory, not zeroed: for bytes that are read at once. */
 export function uninitialized(byteLength: number): Uint8Array {
   const buffer = Buffer.allocUnsafeSlow(byteLength);
