@@ -61,6 +61,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     length = json.loads((args.model / "model_index.json").read_text())["max_sequence_length"]
     pipe = load_pipeline(args.model)
+    # Both are worth a few percent at small sizes and cost nothing at larger ones.
+    pipe.transformer.fuse_qkv_projections()
+    pipe.vae.to(memory_format=torch.channels_last)
     load_ms = (time.perf_counter() - started) * 1e3
     for size in map(int, args.sizes.split(",")):
         totals: list[float] = []
