@@ -62,6 +62,17 @@ export type NewJob =
       metadata?: Record<string, string>;
     };
 
+/** One try at a job; the token decides who may write to the record. */
+export interface Attempt extends JobRef {
+  token: string;
+}
+
+/**
+ * `done`: the record was changed. `refused`: it was not, because the job is in another state or another attempt
+ * has taken over. `record` is what is there now. `missing`: no such job.
+ */
+export type Outcome = { result: 'done' | 'refused'; record: JobRecord } | { result: 'missing'; record: null };
+
 /** Sent to whoever watches a job, after the record was written. */
 export interface JobEvent {
   id: string;

@@ -11,7 +11,7 @@ export interface ObjectInfo {
   /** Bytes of the whole object. */
   size: number;
   contentType: string;
-  /** Opaque; equal for equal content of one store. */
+  /** Opaque; another one whenever the content is another. */
   etag: string;
   modifiedAt: Date;
 }

@@ -1,0 +1,37 @@
+import type { JobKind } from '../contracts/job.ts';
+import type { JobRef } from './record.ts';
+
+/** Prefix of every Redis key of the product, BullMQ's too: the braces keep all of them in one cluster slot. */
+export const KEY_PREFIX = '{atelier}';
+
+const TENANT = /^[a-z0-9][a-z0-9-]{0,62}$/;
+
+function checked(tenant: string): string {
+  if (!TENANT.test(tenant)) throw new RangeError(`tenant ${JSON.stringify(tenant)} does not match ${TENANT}`);
+  return tenant;
+}
+
+/** Hash: the record. */
+export const recordKey = ({ tenant, id }: JobRef): string =>
+  `${KEY_PREFIX}:tenant:${checked(tenant)}:job:${id}`;
+
+/** Sorted set with equal scores, so in order of id, which is the order of creation: all jobs of a tenant. */
+export const indexKey = (tenant: string, kind: JobKind): string =>
+  `${KEY_PREFIX}:tenant:${checked(tenant)}:jobs:${kind}`;
+
+/** Sorted set by time of creation: `tenant/id` of each job that has not ended, over all tenants. */
+export const openKey = (kind: JobKind): string => `${KEY_PREFIX}:open:${kind}`;
+
+/** Channel: a JobEvent for each change of a job. */
+export const eventChannel = ({ tenant, id }: JobRef): string =>
+  `${KEY_PREFIX}:tenant:${checked(tenant)}:events:${id}`;
+
+/** Channel: `tenant/id` of each running job that was asked to stop. */
+export const CANCEL_CHANNEL = `${KEY_PREFIX}:cancel`;
+
+export const formatRef = ({ tenant, id }: JobRef): string => `${tenant}/${id}`;
+
+export function parseRef(text: string): JobRef {
+  const slash = text.indexOf('/');
+  return { tenant: text.slice(0, slash), id: text.slice(slash + 1) };
+}
