@@ -44,8 +44,13 @@ function shown(line: string, verbose: boolean): string | null {
 }
 
 describe('log lines', () => {
-  const info = JSON.stringify({ level: 30, time: 0, msg: 'hello', job_id: 'gen_1' });
-  const warning = JSON.stringify({ level: 40, time: 0, msg: 'careful' });
+  const info = JSON.stringify({
+    level: 'info',
+    time: '2026-01-01T00:00:00.000Z',
+    msg: 'hello',
+    job_id: 'gen_1',
+  });
+  const warning = JSON.stringify({ level: 'warn', time: '2026-01-01T00:00:00.000Z', msg: 'careful' });
 
   test('quiet shows warnings and what is no log line', () => {
     expect(shown(info, false)).toBeNull();

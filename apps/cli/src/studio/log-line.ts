@@ -3,7 +3,7 @@ import pretty from 'pino-pretty';
 
 const COLORS = { api: 'cyan', 'gpu-worker': 'magenta', trainer: 'yellow' } as const;
 const NAME_WIDTH = Math.max(...Object.keys(COLORS).map((name) => name.length));
-const WARN = 40;
+const ATTENTION: ReadonlySet<unknown> = new Set(['warn', 'error', 'fatal']);
 
 const format = pretty.prettyFactory({
   colorize: process.stdout.hasColors?.() ?? false,
@@ -20,7 +20,7 @@ const format = pretty.prettyFactory({
 export function formatLine(service: string, line: string, verbose: boolean): string | null {
   if (line.trim() === '') return null;
   const record = parse(line);
-  if (record && !verbose && record.level < WARN) return null;
+  if (record && !verbose && !ATTENTION.has(record['level'])) return null;
   const text = record ? format(record).trimEnd() : line;
   return text
     .split('\n')
@@ -34,11 +34,11 @@ export function prefix(service: string): string {
   return styleText(color, service.padEnd(NAME_WIDTH));
 }
 
-function parse(line: string): ({ level: number } & Record<string, unknown>) | null {
+function parse(line: string): Record<string, unknown> | null {
   if (!line.startsWith('{')) return null;
   try {
-    const record = JSON.parse(line) as { level?: unknown };
-    return typeof record.level === 'number' ? (record as { level: number }) : null;
+    const record = JSON.parse(line) as Record<string, unknown>;
+    return 'level' in record ? record : null;
   } catch {
     return null;
   }

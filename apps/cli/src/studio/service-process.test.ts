@@ -3,7 +3,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
+import { isRunning, survivors } from '../../../../test/support/processes.ts';
 import { claimPort } from './port.ts';
 import { ServiceProcess } from './service-process.ts';
 
@@ -33,15 +33,6 @@ async function started(file: string, graceMs: number) {
   );
   await first.promise;
   return { service, lines };
-}
-
-function isRunning(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch {
-    return false;
-  }
 }
 
 const STUBBORN = `process.on('SIGTERM', () => {}); setInterval(() => {}, 1000); console.log(process.pid);`;
@@ -78,8 +69,7 @@ test('a service ends when its parent is killed', async () => {
   const pid = Number(await new Promise((resolve) => parent.stdout.once('data', resolve)));
   expect(isRunning(pid)).toBe(true);
   parent.kill('SIGKILL');
-  for (let i = 0; i < 500 && isRunning(pid); i++) await sleep(20);
-  expect(isRunning(pid)).toBe(false);
+  expect(await survivors([pid], 10_000)).toEqual([]);
 });
 
 test('a port in use is named together with the way out; 0 gives a free one', async () => {

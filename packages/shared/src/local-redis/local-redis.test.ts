@@ -3,8 +3,8 @@ import { mkdir, mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promis
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { Redis } from 'ioredis';
+import { isRunning, survivors } from '../../../../test/support/processes.ts';
 import { defaultCacheDir, resolveRedis, startLocalRedis } from './index.ts';
 import { isOlder } from './version.ts';
 import { valkeyFromWheel } from './wheel.ts';
@@ -22,20 +22,6 @@ async function connected<T>(url: string, use: (redis: Redis) => Promise<T>): Pro
   } finally {
     redis.disconnect();
   }
-}
-
-function isRunning(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-async function until(condition: () => boolean, ms = 10_000): Promise<boolean> {
-  for (const deadline = Date.now() + ms; Date.now() < deadline; await sleep(20)) if (condition()) return true;
-  return condition();
 }
 
 /** A process of its own that runs `code` with the functions of this folder. */
@@ -145,7 +131,7 @@ describe('startLocalRedis', () => {
     const pid = Number(await new Promise((resolve) => parent.stdout.once('data', resolve)));
     expect(isRunning(pid)).toBe(true);
     parent.kill('SIGKILL');
-    expect(await until(() => !isRunning(pid))).toBe(true);
+    expect(await survivors([pid], 10_000)).toEqual([]);
   });
 });
 

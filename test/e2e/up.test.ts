@@ -1,0 +1,144 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import type { GenerationJob } from '@atelier/shared';
+import sharp from 'sharp';
+import { descendants, survivors } from '../support/processes.ts';
+
+const PROJECT = join(import.meta.dirname, '..', '..');
+const MAIN = join(PROJECT, 'apps', 'cli', 'src', 'main.ts');
+
+let scratch: string;
+const studios: StudioUnderTest[] = [];
+beforeAll(async () => {
+  scratch = await mkdtemp(join(tmpdir(), 'atelier-up-'));
+});
+afterAll(async () => {
+  for (const studio of studios) studio.child.kill('SIGKILL');
+  await survivors(
+    studios.flatMap(({ pids }) => pids),
+    15_000,
+  );
+  await rm(scratch, { recursive: true, force: true });
+});
+
+interface StudioUnderTest {
+  child: ChildProcess;
+  url: string;
+  /** Process ids of the parts that it names. */
+  parts: Record<string, number>;
+  /** Of everything that it started: services, Redis, watchers, the engine. */
+  pids: number[];
+  exited: Promise<{ code: number | null; output: string }>;
+}
+
+function atelier(args: readonly string[], env: NodeJS.ProcessEnv = {}) {
+  const inherited = { ...process.env };
+  // Those of the person who runs the tests would lead to another Redis or another folder.
+  for (const name of Object.keys(inherited))
+    if (/^(ATELIER_|S3_|REDIS_URL$)/.test(name)) delete inherited[name];
+  const child = spawn(process.execPath, [MAIN, ...args], {
+    cwd: PROJECT,
+    env: { ...inherited, ATELIER_PORT: '0', ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  let output = '';
+  for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output += String(chunk)));
+  const exited = new Promise<{ code: number | null; output: string }>((resolve) =>
+    child.once('close', (code) => resolve({ code, output })),
+  );
+  return { child, exited };
+}
+
+async function up(dataDir: string): Promise<StudioUnderTest> {
+  const { child, exited } = atelier(['up', '--json'], { ATELIER_DATA_DIR: dataDir });
+  const ready = new Promise<{ url: string; pids: Record<string, number> }>((resolve) => {
+    createInterface({ input: child.stdout }).on('line', (line) => {
+      if (line.startsWith('{"ready"'))
+        resolve(JSON.parse(line) as { url: string; pids: Record<string, number> });
+    });
+  });
+  const early = exited.then(({ output }) => Promise.reject(new Error(`the studio ended early:\n${output}`)));
+  const { url, pids: parts } = await Promise.race([ready, early]);
+  early.catch(() => {});
+  const studio = { child, url, parts, pids: descendants(child.pid!), exited };
+  studios.push(studio);
+  return studio;
+}
+
+async function generate(url: string, body: object): Promise<GenerationJob> {
+  const response = await fetch(`${url}/v1/generations`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json', prefer: 'wait=60' },
+    body: JSON.stringify(body),
+  });
+  expect(response.status).toBe(200);
+  return (await response.json()) as GenerationJob;
+}
+
+test('a prompt becomes a picture; Ctrl-C leaves no process; a restart still knows the job', async () => {
+  const dataDir = join(scratch, 'data');
+  const first = await up(dataDir);
+  const job = await generate(first.url, { prompt: 'a red apple on a blue background', seed: 1, steps: 4 });
+  expect(job).toMatchObject({ status: 'succeeded', output: { images: [{ seed: 1 }] } });
+  const picture = job.output!.images[0]!;
+  const png = await (await fetch(new URL(picture.url, first.url))).arrayBuffer();
+  const { width, height, format } = await sharp(png).metadata();
+  expect({ width, height, format }).toEqual({ width: picture.width, height: picture.height, format: 'png' });
+  const { channels } = await sharp(png).stats();
+  expect(Math.max(...channels.map(({ stdev }) => stdev))).toBeGreaterThan(5);
+
+  // The engine has been started by the worker in the meantime.
+  const pids = [...new Set([...first.pids, ...descendants(first.child.pid!)])];
+  first.child.kill('SIGINT');
+  const { code, output } = await first.exited;
+  expect({ code, output: code === 0 ? '' : output }).toEqual({ code: 0, output: '' });
+  expect(await survivors(pids, 2000)).toEqual([]);
+
+  const second = await up(dataDir);
+  const again = (await (await fetch(`${second.url}/v1/generations/${job.id}`)).json()) as GenerationJob;
+  expect(again).toMatchObject({
+    id: job.id,
+    status: 'succeeded',
+    output: { images: [{ sha256: picture.sha256 }] },
+  });
+  const kept = await fetch(new URL(again.output!.images[0]!.url, second.url));
+  expect(Buffer.from(await kept.arrayBuffer()).equals(Buffer.from(png))).toBe(true);
+
+  // A SIGKILL leaves no time to stop anything: the parts have to notice by themselves.
+  const rest = descendants(second.child.pid!);
+  expect(rest.length).toBeGreaterThan(3);
+  second.child.kill('SIGKILL');
+  expect(await survivors(rest, 15_000)).toEqual([]);
+}, 180_000);
+
+test('a part that dies is named, and takes the others with it', async () => {
+  const studio = await up(join(scratch, 'dies'));
+  process.kill(studio.parts['gpu-worker']!, 'SIGKILL');
+  const { code, output } = await studio.exited;
+  expect(code).toBe(1);
+  expect(output).toContain('gpu-worker was killed by SIGKILL');
+  expect(await survivors(studio.pids, 2000)).toEqual([]);
+}, 120_000);
+
+test('a port in use is refused before anything starts, with the way out', async () => {
+  const other = createServer().listen(0, '127.0.0.1');
+  await new Promise((resolve) => other.once('listening', resolve));
+  const { port } = other.address() as AddressInfo;
+  const { exited } = atelier(['up'], { ATELIER_PORT: String(port), ATELIER_DATA_DIR: join(scratch, 'port') });
+  const { code, output } = await exited;
+  other.close();
+  expect(code).toBe(1);
+  expect(output).toContain(`ATELIER_PORT=${port + 1} npm start`);
+});
+
+test('commands say what is wrong when no studio runs', async () => {
+  const { exited } = atelier(['jobs', '--url', 'http://127.0.0.1:1']);
+  const { code, output } = await exited;
+  expect(code).toBe(1);
+  expect(output).toContain('No atelier answers at http://127.0.0.1:1. Start it with "npm start"');
+});
