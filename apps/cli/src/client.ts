@@ -2,7 +2,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { GenerationJob } from '@atelier/shared';
 import { CliError } from './errors.ts';
 
-export const DEFAULT_URL = 'http://localhost:6006';
+/** Where "atelier up" listens in this environment. */
+export const DEFAULT_URL = `http://localhost:${process.env['ATELIER_PORT'] ?? 6006}`;
 const POLL_MS = 150;
 /** The API may restart while a job waits in the queue; that is no reason to give up on the job. */
 const RECONNECT_MS = 30_000;
@@ -18,9 +19,15 @@ interface Problem {
 /** The few calls of the job API that this program needs. */
 export class StudioClient {
   readonly url: string;
+  readonly #key: string | undefined;
 
-  constructor(url: string) {
+  /** @param key one of the studio's API keys; from `ATELIER_API_KEY`, else the first of `ATELIER_API_KEYS` */
+  constructor(
+    url: string,
+    key = process.env['ATELIER_API_KEY'] ?? process.env['ATELIER_API_KEYS']?.split(',')[0],
+  ) {
     this.url = url.replace(/\/+$/, '');
+    this.#key = key?.trim() || undefined;
   }
 
   /**
@@ -28,9 +35,17 @@ export class StudioClient {
    * @throws CliError with the problem's code, or `api_unreachable`
    */
   async request(path: string, init: RequestInit = {}): Promise<Response> {
+    if (!URL.canParse(this.url)) {
+      throw new CliError('invalid_url', `--url ${this.url}: allowed is a URL such as ${DEFAULT_URL}`);
+    }
+    const target = new URL(path, `${this.url}/`);
+    const headers = new Headers(init.headers);
+    // A picture may be on another host, such as a bucket: the key is not for that one.
+    if (this.#key && target.origin === new URL(this.url).origin)
+      headers.set('authorization', `Bearer ${this.#key}`);
     let response: Response;
     try {
-      response = await fetch(new URL(path, `${this.url}/`), init);
+      response = await fetch(target, { ...init, headers });
     } catch (cause) {
       throw new CliError(
         'api_unreachable',
@@ -43,7 +58,7 @@ export class StudioClient {
     throw new CliError(
       problem.code ?? `http_${response.status}`,
       problem.detail ?? problem.title ?? `${this.url} answered ${response.status} ${response.statusText}`,
-      { fields: problem.errors ?? [] },
+      { errors: problem.errors ?? [] },
     );
   }
 

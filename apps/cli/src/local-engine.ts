@@ -1,9 +1,9 @@
-import { GenerationRequest, loadCatalog, loadConfig, resolveInput } from '@atelier/shared';
+import { GenerationRequest, loadCatalog, resolveInput } from '@atelier/shared';
 import { EngineProcess, type EngineRequest } from '@atelier/flux';
 import sharp from 'sharp';
 import type { GenerateOptions, Generated } from './commands/generate.ts';
 import { CliError } from './errors.ts';
-import { PROJECT } from './studio/studio.ts';
+import { settings } from './settings.ts';
 
 /** Makes one picture without a studio: the same engine, with the catalog and defaults that a studio would use. */
 export async function generateLocally(
@@ -11,13 +11,13 @@ export async function generateLocally(
   options: GenerateOptions,
   onProgress: (fraction: number, note: string) => void,
 ): Promise<Generated> {
-  const config = loadConfig(process.env, PROJECT);
+  const config = settings();
   const catalog = await loadCatalog(config);
   const { model, seed, steps, guidance, width, height } = options;
   const parsed = GenerationRequest.safeParse({ prompt, model, seed, steps, guidance, width, height });
   if (!parsed.success) {
-    const fields = parsed.error.issues.map(({ path, message }) => ({ field: path.join('.'), message }));
-    throw new CliError('validation_failed', 'The request is not valid', { fields });
+    const errors = parsed.error.issues.map(({ path, message }) => ({ field: path.join('.'), message }));
+    throw new CliError('validation_failed', 'The request is not valid', { errors });
   }
   const input = resolveInput(parsed.data, catalog);
   const entry = catalog.get(input.model);

@@ -1,5 +1,5 @@
 import { styleText } from 'node:util';
-import { CliError, isCoded } from './errors.ts';
+import { isCoded } from './errors.ts';
 
 export const dim = (text: string): string => styleText('dim', text);
 export const bold = (text: string): string => styleText('bold', text);
@@ -41,13 +41,13 @@ export function printJson(value: unknown): void {
 export function printError(error: unknown, json: boolean): void {
   const code = isCoded(error) ? error.code : 'internal_error';
   const message = error instanceof Error ? error.message : String(error);
-  const fields = error instanceof CliError ? error.fields : [];
+  const errors = isCoded(error) ? (error.errors ?? []) : [];
   if (json) {
-    process.stderr.write(`${JSON.stringify({ error: { code, message, errors: fields } })}\n`);
+    process.stderr.write(`${JSON.stringify({ error: { code, message, errors } })}\n`);
     return;
   }
   process.stderr.write(`${red('error')} ${message} ${dim(`(${code})`)}\n`);
-  for (const { field, message: rule } of fields)
+  for (const { field, message: rule } of errors)
     process.stderr.write(`  ${bold(field || 'body')}: ${rule}\n`);
   // Nobody foresaw this one: the stack is what a bug report needs.
   if (!isCoded(error) && error instanceof Error) process.stderr.write(`${dim(error.stack ?? '')}\n`);

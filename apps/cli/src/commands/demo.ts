@@ -1,15 +1,16 @@
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
-import { type GenerationJob, loadConfig } from '@atelier/shared';
+import type { GenerationJob } from '@atelier/shared';
 import { DEFAULT_URL, StudioClient } from '../client.ts';
 import { contactSheet } from '../contact-sheet.ts';
 import { DEMO_PROMPTS } from '../demo-prompts.ts';
 import { dim, duration, green, printJson, table } from '../output.ts';
 import { progressBar } from '../progress.ts';
+import { settings } from '../settings.ts';
 import { formatLine } from '../studio/log-line.ts';
 import { interruption } from '../studio/signals.ts';
-import { PROJECT, Studio } from '../studio/studio.ts';
+import { Studio } from '../studio/studio.ts';
 
 export interface DemoOptions {
   url: string;
@@ -39,12 +40,9 @@ export async function demo(options: DemoOptions): Promise<void> {
   say(dim('Starting a studio for the demo …'));
   const dataDir = await mkdtemp(join(tmpdir(), 'atelier-demo-'));
   // Prepared weights are kept: they are the same for every studio.
-  const { ATELIER_CACHE_DIR } = loadConfig(process.env, PROJECT);
+  const { ATELIER_CACHE_DIR } = settings();
   const studio = new Studio({
-    config: loadConfig(
-      { ...process.env, ATELIER_PORT: '0', ATELIER_DATA_DIR: dataDir, ATELIER_CACHE_DIR },
-      PROJECT,
-    ),
+    config: settings({ ATELIER_PORT: '0', ATELIER_DATA_DIR: dataDir, ATELIER_CACHE_DIR }),
     onLine: (service, line) => {
       const shown = formatLine(service, line, false);
       if (shown !== null) say(shown);

@@ -1,8 +1,10 @@
-import { loadConfig } from '@atelier/shared';
+import { StudioClient } from '../client.ts';
 import { bold, dim, duration, printError } from '../output.ts';
-import { formatLine } from '../studio/log-line.ts';
+import { settings } from '../settings.ts';
+import { JobNarrator } from '../studio/job-narrator.ts';
+import { formatLine, parseLine, prefix } from '../studio/log-line.ts';
 import { interruption } from '../studio/signals.ts';
-import { PROJECT, Studio } from '../studio/studio.ts';
+import { Studio } from '../studio/studio.ts';
 
 export interface UpOptions {
   verbose?: boolean;
@@ -12,15 +14,19 @@ export interface UpOptions {
 /** Runs the whole studio until it is asked to stop or a part of it fails (exit code 1). */
 export async function up(options: UpOptions): Promise<void> {
   const started = performance.now();
-  const config = loadConfig(process.env, PROJECT);
+  const config = settings();
   const say = (text: string) => {
     if (!options.json) process.stdout.write(`${text}\n`);
   };
+  // Stays null with every log line shown, or for a program that reads them: there is nothing to add.
+  let narrator: JobNarrator | null = null;
   const studio = new Studio({
     config,
     onLine: (service, line) => {
       const shown = options.json ? line : formatLine(service, line, options.verbose ?? false);
       if (shown !== null) process.stdout.write(`${shown}\n`);
+      const jobId = service === 'gpu-worker' ? parseLine(line)?.['job_id'] : undefined;
+      if (typeof jobId === 'string') narrator?.notice(jobId);
     },
     onPhase: (text) => say(dim(text)),
   });
@@ -32,6 +38,11 @@ export async function up(options: UpOptions): Promise<void> {
       if (options.json)
         process.stdout.write(`${JSON.stringify({ ready: true, url: studio.url, pids: studio.pids })}\n`);
       else say(banner(studio.url, config.ATELIER_DATA_DIR, performance.now() - started));
+      if (!options.json && !options.verbose) {
+        narrator = new JobNarrator(new StudioClient(studio.url), (line) =>
+          say(`${prefix('gpu-worker')} ${line}`),
+        );
+      }
       await Promise.race([interrupted, studio.failed.then((reason) => Promise.reject(reason))]);
     }
     say(dim('\nStopping; Ctrl-C again does not wait for running jobs'));

@@ -10,11 +10,9 @@ import {
 } from '@atelier/shared';
 import { StudioClient } from '../client.ts';
 import { CliError } from '../errors.ts';
+import { PROJECT } from '../settings.ts';
 import { claimPort } from './port.ts';
 import { type ServiceExit, ServiceProcess, type ServiceSpec } from './service-process.ts';
-
-/** The project's folder: services run in it, and relative paths of the configuration start there. */
-export const PROJECT = join(import.meta.dirname, '..', '..', '..', '..');
 
 const READY_TIMEOUT_MS = 120_000;
 
@@ -55,7 +53,10 @@ export class Studio {
   }
 
   get url(): string {
-    return `http://localhost:${this.#port}`;
+    const host = this.#config.ATELIER_HOST;
+    // Names a browser can open: loopback and wildcard addresses are both this machine.
+    const local = /^(127\..*|::1|0\.0\.0\.0|::|localhost)$/.test(host);
+    return `http://${local ? 'localhost' : host.includes(':') ? `[${host}]` : host}:${this.#port}`;
   }
 
   /** Process ids by part, for whoever watches from outside. */
@@ -139,7 +140,7 @@ export class Studio {
   }
 
   async #ready(redisUrl: string): Promise<void> {
-    const client = new StudioClient(`http://127.0.0.1:${this.#port}`);
+    const client = new StudioClient(this.url);
     const redis = createRedis({ ...this.#config, REDIS_URL: redisUrl }, 'worker');
     try {
       for (const deadline = Date.now() + READY_TIMEOUT_MS; !this.#stopping; await sleep(100)) {
