@@ -26,8 +26,7 @@ export function describeFound(value: unknown): string {
   if (value === undefined) return 'nothing';
   if (Array.isArray(value)) return `a list of length ${value.length}`;
   if (typeof value === 'object' && value !== null) return 'an object';
-  if (typeof value !== 'string') return String(value);
-  if (value.length <= SHOWN_CHARACTERS) return JSON.stringify(value);
+  if (typeof value !== 'string' || value.length <= SHOWN_CHARACTERS) return JSON.stringify(value);
   return `${JSON.stringify(value.slice(0, SHOWN_CHARACTERS))}... (${value.length} characters)`;
 }
 
@@ -51,6 +50,7 @@ export function describeAllowed(node: SchemaNode): string {
       return node.properties
         ? `allowed is an object with the fields ${Object.keys(node.properties).join(', ')}`
         : 'allowed is an object of names and values';
+    case undefined:
     default:
       return 'allowed is another kind of value';
   }

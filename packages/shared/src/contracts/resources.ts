@@ -12,12 +12,9 @@ export type ListQuery = z.infer<typeof ListQuery>;
 export const GenerationList = z
   .strictObject({
     data: z.array(GenerationJob).meta({ description: 'Newest first' }),
-    next_cursor: z
-      .string()
-      .nullable()
-      .meta({
-        description: 'null on the last page; a page with a cursor may hold fewer jobs than asked for',
-      }),
+    next_cursor: z.string().nullable().meta({
+      description: 'null on the last page; a page with a cursor may hold fewer jobs than asked for',
+    }),
   })
   .meta({ id: 'GenerationList' });
 export type GenerationList = z.infer<typeof GenerationList>;
@@ -52,7 +49,7 @@ export const WorkerView = z
   .strictObject({
     id: z.string(),
     kind: z.enum(JOB_KINDS),
-    models: z.array(z.string()).meta({ description: 'Models that are loaded' }),
+    models: z.array(z.string()).meta({ description: 'Models that it can run, the resident one first' }),
     provider: z.string().nullable(),
     host: z.string(),
     current_job: z.string().nullable(),
@@ -96,3 +93,24 @@ export const Problem = z
   })
   .meta({ id: 'Problem' });
 export type Problem = z.infer<typeof Problem>;
+
+/** What the `type` of a problem leads to. */
+export const ProblemPage = z
+  .strictObject({
+    type: z.string(),
+    code: z.string(),
+    title: z.string(),
+    status: z.int(),
+    retryable: z.boolean().meta({ description: 'Whether the same request can succeed later' }),
+  })
+  .meta({ id: 'ProblemPage' });
+export type ProblemPage = z.infer<typeof ProblemPage>;
+
+export const ReadinessView = z
+  .strictObject({
+    ready: z.boolean(),
+    checks: z
+      .record(z.string(), z.strictObject({ ok: z.boolean(), error: z.string().optional() }))
+      .meta({ description: 'By part: redis, store' }),
+  })
+  .meta({ id: 'Readiness' });

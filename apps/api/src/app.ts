@@ -1,0 +1,56 @@
+import { AtelierError } from '@atelier/shared';
+import express, { type Express } from 'express';
+import helmet from 'helmet';
+import { authenticate } from './auth.ts';
+import type { ApiDeps } from './deps.ts';
+import { INDEX_STYLE_HASH, indexRoute } from './index-page.ts';
+import { requestLog } from './logging.ts';
+import { createApiMetrics } from './metrics.ts';
+import { problemHandler } from './problem.ts';
+import { catalogRoutes } from './routes/catalog.ts';
+import { generationRoutes } from './routes/generations.ts';
+import { operationRoutes } from './routes/operations.ts';
+import type { Submissions } from './submission.ts';
+
+/** The HTTP side of the product around what it stands on; it opens and closes none of that. */
+export function createApp(deps: ApiDeps, submissions: Submissions): Express {
+  const { measure, registry } = createApiMetrics(deps.queues);
+  const app = express();
+  app.disable('x-powered-by');
+  // A query with nested objects is no part of this API.
+  app.set('query parser', 'simple');
+  app.use(requestLog(deps.log), measure, securityHeaders());
+
+  operationRoutes(app, deps, registry);
+  indexRoute(app, deps);
+  app.use('/v1', authenticate(deps.settings.keys), (_req, res, next) => {
+    res.set('Cache-Control', 'private, no-cache');
+    next();
+  });
+  generationRoutes(app, deps, submissions);
+  catalogRoutes(app, deps);
+
+  app.use((req) => {
+    throw new AtelierError('not_found', `No route ${req.path.slice(0, 200)}; GET /openapi.json lists them`);
+  });
+  app.use(problemHandler);
+  return app;
+}
+
+function securityHeaders() {
+  return helmet({
+    contentSecurityPolicy: {
+      useDefaults: false,
+      directives: {
+        'default-src': ["'none'"],
+        'img-src': ["'self'"],
+        'style-src': [INDEX_STYLE_HASH],
+        'base-uri': ["'none'"],
+        'form-action': ["'none'"],
+        'frame-ancestors': ["'none'"],
+      },
+    },
+    // Whether there is TLS is known to the proxy that ends it.
+    strictTransportSecurity: false,
+  });
+}

@@ -1,0 +1,44 @@
+import { type GenerationRecord, ListQuery, jobKindOf } from '@atelier/shared';
+import type { ApiDeps } from './deps.ts';
+import { invalid, validate } from './validation/validate.ts';
+
+/** Records read for one page at most; a rare status continues on the next page. */
+const MAX_SCANNED = 1_000;
+const BATCH = 100;
+
+/**
+ * A page of a tenant's generations, newest first.
+ *
+ * @param query the query of the request
+ * @returns `cursor` for the next page, null on the last
+ * @throws AtelierError validation_failed
+ */
+export async function listGenerations(
+  jobs: ApiDeps['jobs'],
+  tenant: string,
+  query: unknown,
+): Promise<{ records: GenerationRecord[]; cursor: string | null }> {
+  const { cursor: from, limit, status } = validate(ListQuery, query, 'query');
+  if (from !== undefined && jobKindOf(from) !== 'generation') {
+    throw invalid([
+      { field: 'cursor', message: 'found another text, allowed is next_cursor of the page before' },
+    ]);
+  }
+  const records: GenerationRecord[] = [];
+  let cursor = from;
+  for (let scanned = 0; scanned < MAX_SCANNED; scanned += BATCH) {
+    const size = status ? BATCH : limit;
+    const page = await jobs.list(tenant, 'generation', { limit: size, ...(cursor ? { cursor } : {}) });
+    for (const [index, record] of page.records.entries()) {
+      if (record.kind !== 'generation' || (status && record.status !== status)) continue;
+      records.push(record);
+      if (records.length < limit) continue;
+      // The id of a job is the cursor of what comes after it.
+      const isLast = index === page.records.length - 1 && page.cursor === null;
+      return { records, cursor: isLast ? null : record.id };
+    }
+    if (page.cursor === null) return { records, cursor: null };
+    cursor = page.cursor;
+  }
+  return { records, cursor: cursor ?? null };
+}

@@ -1,0 +1,33 @@
+import { createDocument } from 'zod-openapi';
+import { catalogPaths, operationPaths } from './catalog-paths.ts';
+import { generationPaths } from './generation-paths.ts';
+
+let document: ReturnType<typeof createDocument> | undefined;
+
+/** The API as OpenAPI 3.1, from the schemas that validate requests. */
+export function openApiDocument(): ReturnType<typeof createDocument> {
+  document ??= createDocument({
+    openapi: '3.1.0',
+    info: {
+      title: 'atelier',
+      version: '1',
+      description:
+        'A self-hosted FLUX.1 studio as a job API. Submit a generation, follow it, download its pictures. ' +
+        'Every error is RFC 9457 problem+json with a stable code.',
+      license: { name: 'Apache-2.0', identifier: 'Apache-2.0' },
+    },
+    servers: [{ url: '/' }],
+    tags: [
+      { name: 'generations', description: 'Pictures from prompts' },
+      { name: 'installation', description: 'Models, workers and queues' },
+      { name: 'operations', description: 'Probes, metrics and this document' },
+    ],
+    // Keys are asked for only where the installation has some.
+    security: [{}, { key: [] }],
+    components: {
+      securitySchemes: { key: { type: 'http', scheme: 'bearer', description: 'A key of ATELIER_API_KEYS' } },
+    },
+    paths: { ...generationPaths, ...catalogPaths, ...operationPaths },
+  });
+  return document;
+}

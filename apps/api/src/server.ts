@@ -1,0 +1,69 @@
+import { type Server, createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { createApp } from './app.ts';
+import type { ApiDeps } from './deps.ts';
+import { Submissions } from './submission.ts';
+
+export interface ApiServer {
+  /** Where it listens, without a slash at the end. */
+  readonly url: string;
+  /** Takes no more connections, ends waits and event streams, and resolves when every answer is out. */
+  close(): Promise<void>;
+}
+
+/**
+ * Starts the API: binds the address and repairs queue and records now and whenever Redis comes back.
+ *
+ * @param port 0 chooses a free one
+ * @throws Error of the bind, such as EADDRINUSE
+ */
+export async function startServer(
+  parts: Omit<ApiDeps, 'shutdown'>,
+  { host, port }: { host: string; port: number },
+): Promise<ApiServer> {
+  const shutdown = new AbortController();
+  const deps: ApiDeps = { ...parts, shutdown: shutdown.signal };
+  const submissions = new Submissions(deps);
+  const server = createServer(createApp(deps, submissions));
+  await listen(server, host, port);
+
+  const repair = () => void repairQueue(deps, submissions);
+  deps.redis.on('ready', repair);
+  if (deps.redis.status === 'ready') repair();
+
+  const { port: bound } = server.address() as AddressInfo;
+  const name = host.includes(':') ? `[${host}]` : host;
+  return {
+    url: `http://${name}:${bound}`,
+    close: async () => {
+      deps.redis.off('ready', repair);
+      const closed = new Promise<void>((resolve) => {
+        server.close(() => resolve());
+      });
+      shutdown.abort();
+      // A connection that becomes idle later would stay open for its keep-alive time.
+      const sweep = setInterval(() => server.closeIdleConnections(), 50);
+      await closed.finally(() => clearInterval(sweep));
+    },
+  };
+}
+
+async function listen(server: Server, host: string, port: number): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  server.once('error', reject);
+  server.listen(port, host, resolve);
+  await promise;
+  server.off('error', reject);
+}
+
+/** Not accepted jobs are taken back first: the reconciler would take them for forgotten ones. */
+async function repairQueue({ jobs, log, queues }: ApiDeps, submissions: Submissions): Promise<void> {
+  try {
+    await submissions.takeBack();
+    const ids = await queues.reconcile(jobs);
+    if (ids.length > 0)
+      log.warn({ job_ids: ids.slice(0, 100), count: ids.length }, 'jobs were missing in the queue');
+  } catch (error) {
+    log.warn({ err: error }, 'queue and records could not be compared; the next reconnect tries again');
+  }
+}

@@ -1,0 +1,55 @@
+import { z } from 'zod';
+
+const Env = z.object({
+  /** Keys that clients send as `Authorization: Bearer <key>`, separated by commas. */
+  ATELIER_API_KEYS: z
+    .string()
+    .default('')
+    .transform((list) =>
+      list
+        .split(',')
+        .map((key) => key.trim())
+        .filter(Boolean),
+    )
+    .pipe(z.array(z.string().min(16, 'each key needs at least 16 characters'))),
+  /** Largest request body; an init image as a data URI takes 4/3 of its bytes. */
+  ATELIER_MAX_BODY_BYTES: z.coerce
+    .number()
+    .int()
+    .min(16_384)
+    .max(256 * 2 ** 20)
+    .default(24 * 2 ** 20),
+});
+
+/** The settings that only the API has; those it shares with the other processes are in Config. */
+export interface ApiSettings {
+  readonly keys: readonly string[];
+  readonly maxBodyBytes: number;
+}
+
+/**
+ * Reads the API's own variables and checks that what is open to a network asks for a key.
+ *
+ * @param host the address that the API will bind
+ * @throws Error that names the variable; keys are never part of it
+ */
+export function loadSettings(host: string, env: NodeJS.ProcessEnv = process.env): ApiSettings {
+  const parsed = Env.safeParse(env);
+  if (!parsed.success) {
+    const lines = parsed.error.issues.map((issue) => `  ${String(issue.path[0])}: ${issue.message}`);
+    throw new Error(`Invalid environment:\n${lines.join('\n')}`);
+  }
+  const { ATELIER_API_KEYS: keys, ATELIER_MAX_BODY_BYTES: maxBodyBytes } = parsed.data;
+  if (keys.length === 0 && !isLoopback(host)) {
+    throw new Error(
+      `ATELIER_HOST=${host} is open to the network, and ATELIER_API_KEYS is not set: ` +
+        'set at least one key, or bind to 127.0.0.1',
+    );
+  }
+  return Object.freeze({ keys, maxBodyBytes });
+}
+
+/** Whether only programs on this machine can connect to the address. */
+export function isLoopback(host: string): boolean {
+  return host === 'localhost' || host === '::1' || /^127(\.\d{1,3}){3}$/.test(host);
+}

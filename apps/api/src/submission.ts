@@ -1,0 +1,76 @@
+import {
+  type GenerationRecord,
+  type GenerationRequest,
+  type JobError,
+  type JobRef,
+  newJobId,
+  resolveInput,
+} from '@atelier/shared';
+import type { ApiDeps } from './deps.ts';
+import { asGeneration } from './generation-record.ts';
+import { type InitImageFile, parseInitImage } from './images/init-image.ts';
+
+type Deps = Pick<ApiDeps, 'catalog' | 'jobs' | 'log' | 'queues' | 'store'>;
+
+/**
+ * Accepts jobs: init image, record, queue entry, in this order, so that what a client was told is accepted survives
+ * any crash.
+ *
+ * When a step fails the client is told so and may send the request again; to keep it from paying twice, what was
+ * begun is taken back: the record ends as failed. While Redis is away that has to wait, so {@link takeBack} is called
+ * again at each reconnect. Only a crash of the API in that very state leaves a record that the reconciler will run
+ * although its client was told 503: at worst a job too many, never one too few.
+ */
+export class Submissions {
+  readonly #deps: Deps;
+  readonly #unsettled = new Map<string, JobRef>();
+
+  constructor(deps: Deps) {
+    this.#deps = deps;
+  }
+
+  /** @throws AtelierError of the check that failed or the part that is away; nothing is queued then */
+  async submit(tenant: string, request: GenerationRequest): Promise<GenerationRecord> {
+    const { catalog, jobs, queues } = this.#deps;
+    const id = newJobId('generation');
+    const image = request.image ? parseInitImage(request.image.file) : null;
+    const imageKey = image ? initImageKey(tenant, id, image) : null;
+    const input = resolveInput(request, catalog, imageKey ? { imageKey } : {});
+    if (image && imageKey)
+      await this.#deps.store.put(imageKey, image.bytes, { contentType: image.contentType });
+    try {
+      const record = await jobs.create({ kind: 'generation', tenant, id, input, metadata: request.metadata });
+      await queues.enqueueGeneration(record);
+      return asGeneration(record, id);
+    } catch (error) {
+      this.#unsettled.set(id, { tenant, id });
+      // Not awaited: the answer must not wait for a Redis that has just failed to answer.
+      void this.takeBack();
+      throw error;
+    }
+  }
+
+  /** Ends the records whose clients were told that their job was not accepted. */
+  async takeBack(): Promise<void> {
+    const { jobs, log, queues } = this.#deps;
+    for (const ref of this.#unsettled.values()) {
+      try {
+        await jobs.abandon(ref, NOT_ACCEPTED);
+        this.#unsettled.delete(ref.id);
+        await queues.remove(ref);
+      } catch (error) {
+        log.warn({ err: error, job_id: ref.id }, 'a job that was not accepted could not be taken back yet');
+      }
+    }
+  }
+}
+
+const NOT_ACCEPTED: JobError = Object.freeze({
+  code: 'queue_unavailable',
+  message: 'The job could not be queued, and its client was told so',
+  retryable: true,
+});
+
+function initImageKey(tenant: string, id: string, image: InitImageFile): string {
+  return `${tenant}/inputs/${id}/image.${image.contentType.slice('image/'.length)}`;
+}
