@@ -38,8 +38,8 @@ export function createWorkerMetrics() {
       buckets: SECONDS,
       registers,
     }),
-    engineRestarts: new Counter({
-      name: 'atelier_engine_restarts_total',
+    engineCrashes: new Counter({
+      name: 'atelier_engine_crashes_total',
       help: 'Engine processes that ended without being asked to',
       registers,
     }),

@@ -58,6 +58,9 @@ export async function queueCall<T>(call: () => Promise<T>): Promise<T> {
 
 /** Rejects with `queue_unavailable` unless Redis answers within `timeoutMs`. */
 export async function pingRedis(redis: Redis, timeoutMs = 1_000): Promise<void> {
+  // A client that queues commands while it is disconnected would pile up one ping for each probe.
+  if (redis.status !== 'ready')
+    throw new AtelierError('queue_unavailable', `Redis cannot be reached: the connection is ${redis.status}`);
   const { promise: late, reject } = Promise.withResolvers<never>();
   const timer = setTimeout(() => reject(new Error(`no answer within ${timeoutMs} ms`)), timeoutMs);
   try {

@@ -9,7 +9,7 @@ import { queueCall } from './redis.ts';
 export interface WorkerInfo {
   id: string;
   kind: JobKind;
-  /** Models that it can run, the resident one first. */
+  /** Models that are loaded. */
   models: string[];
   /** Where the engine computes, such as `cpu`; null for a worker without an engine. */
   provider: string | null;

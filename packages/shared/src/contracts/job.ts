@@ -55,6 +55,7 @@ export const Timings = z
     decode_ms: z.number(),
     encode_ms: z.number().meta({ description: 'Pixels to PNG, JPEG or WebP' }),
     upload_ms: z.number(),
+    overhead_ms: z.number().meta({ description: 'Part of total_ms that neither engine nor model load took' }),
     total_ms: z.number().meta({ description: 'From the start of this attempt to its publication' }),
   })
   .partial()
