@@ -26,6 +26,24 @@ describe.each(TINY_MODELS)('%s', (name) => {
     },
   );
 
+  test('a transformer quantised to fp8 draws nearly the same, and is quantised once', async () => {
+    const golden = await goldens(name);
+    const options = { ...(await tinyModel(name)), name, cacheDir, placement: 'fp8' as const };
+    let prepared = 0;
+    const model = await FluxModel.load(options, ({ done }) => (prepared = done));
+    expect(prepared).toBeGreaterThan(0);
+    const { latents } = await run(model, golden.json['txt2img'] as Call);
+    const expected = (await golden.get(`txt2img/latents.${latents.length - 1}`)).data;
+    const difference = latents.at(-1)!.map((value, i) => value - expected[i]!);
+    // e4m3 has 3 bits of mantissa: the values differ, the picture stays.
+    expect(rms(difference) / rms(expected)).toBeLessThan(0.25);
+    expect(maxAbsError(latents.at(-1)!, expected)).toBeGreaterThan(TOLERANCE);
+    await model.release();
+    prepared = 0;
+    await (await FluxModel.load(options, ({ done }) => (prepared = done))).release();
+    expect(prepared).toBe(0);
+  });
+
   test('image to image is FluxImg2ImgPipeline', async () => {
     const golden = await goldens(name);
     const model = await load(name, 'expand');

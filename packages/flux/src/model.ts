@@ -15,7 +15,10 @@ export interface LoadOptions {
   /** Tokens of T5's result: 512 for FLUX.1-dev, 256 for schnell. */
   maxSequenceLength: number;
   threads?: number;
-  /** Chosen from the size of the model and of memory when absent. */
+  /**
+   * Chosen from the size of the model and of memory when absent. 'fp8' is for the transformer; the other parts, which
+   * are not made to be rounded that far, then stay in place.
+   */
   placement?: Placement;
 }
 
@@ -59,10 +62,12 @@ export class FluxModel {
     const totals = parts.map(expandedBytes);
     const total = totals.reduce((sum, bytes) => sum + bytes, 0);
     const placement = options.placement ?? (total < totalmem() * MEMORY_FOR_WEIGHTS ? 'expand' : 'in-place');
+    const placementOf = (part: (typeof parts)[number]): Placement =>
+      placement === 'fp8' && part !== opened.transformer ? 'in-place' : placement;
     const done = parts.map(() => 0);
     const [clip, t5, vae, transformer] = await Promise.all(
       parts.map((part, i) =>
-        placeWeights(part, placement, options.cacheDir, (progress) => {
+        placeWeights(part, placementOf(part), options.cacheDir, (progress) => {
           done[i] = progress.done;
           onProgress?.({ done: done.reduce((sum, bytes) => sum + bytes, 0), total });
         }),

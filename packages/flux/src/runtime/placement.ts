@@ -6,8 +6,9 @@ import type { LocatedTensor, WeightLocator } from '../graph/weights.ts';
  * How a model part's weights come to the CPU provider.
  * 'expand': widened to fp32 once, into the cache, so that no step pays for it.
  * 'in-place': used as they lie in the checkpoint and widened by every run; for models whose fp32 form is too large.
+ * 'fp8': matrices rounded to float8_e4m3fn once, into the cache, and widened by every run; halves bf16 and fp16.
  */
-export type Placement = 'expand' | 'in-place';
+export type Placement = 'expand' | 'in-place' | 'fp8';
 
 export interface PrepareProgress {
   /** Bytes written and to be written. */
@@ -35,7 +36,7 @@ export async function placeWeights(
   const views = weights.names().map((name) => weights.get(name));
   const prepared = await prepareWeights({
     views,
-    target: 'F32',
+    target: placement === 'fp8' ? 'F8_E4M3' : 'F32',
     cacheDir,
     ...(onProgress ? { onProgress } : {}),
   });
