@@ -175,13 +175,13 @@ function bfloat16Bits(bits: number): number {
 }
 
 /**
- * Bits of an fp32 value -> float8_e4m3fn as `tensor.to(torch.float8_e4m3fn)` does: round to nearest even, finite
- * values beyond 448 saturate, infinities and NaN become NaN (the format has no infinity).
+ * Bits of an fp32 value -> float8_e4m3fn as `tensor.to(torch.float8_e4m3fn)` does: round to nearest even; what
+ * lies beyond 448, infinities included, saturates.
  */
 function float8E4m3Bits(bits: number): number {
   const sign = (bits >>> 24) & 0x80;
   const magnitude = bits & 0x7fffffff;
-  if (magnitude >= 0x7f800000) return sign | 0x7f;
+  if (magnitude > 0x7f800000) return sign | 0x7f;
   if (magnitude >= 0x43e00000) return sign | 0x7e;
   // Below 2^-6 the result is subnormal: adding 2^14 makes the addition itself round at the last place, 2^-9.
   if (magnitude < 0x3c800000) return sign | (bitsOf(floatOf(magnitude) + 16384) - 0x46800000);

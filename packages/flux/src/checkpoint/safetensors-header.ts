@@ -76,7 +76,10 @@ function parseTensor(
       expected,
     });
   if (!isObject(value)) throw wrong('the entry', value, 'an object with dtype, shape and data_offsets');
-  const { dtype, shape, data_offsets: offsets } = value;
+  const { dtype, shape, data_offsets: offsets, ...rest } = value;
+  // Passing over a field that a later version of the format may define would be reading it wrongly.
+  const [extra] = Object.keys(rest);
+  if (extra !== undefined) throw wrong('the field', extra, 'only dtype, shape and data_offsets');
   if (typeof dtype !== 'string') throw wrong('dtype', dtype, 'a string');
   if (!isDtype(dtype)) {
     const allowed = Object.keys(DTYPE_BYTES);
