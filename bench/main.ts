@@ -48,7 +48,9 @@ for (let round = 0; round < Number(values.rounds); round++) {
   }
 }
 
-console.log(`\n${options.steps} steps, ${options.threads} threads, medians of ${options.runs * Number(values.rounds)} runs`);
+console.log(
+  `\n${options.steps} steps, ${options.threads} threads, medians of ${options.runs * Number(values.rounds)} runs`,
+);
 console.table(
   options.sizes.map((size) => {
     const own = ours.get(size)!;

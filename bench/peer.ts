@@ -20,15 +20,18 @@ export async function benchPeer(python: string, options: BenchOptions): Promise<
   const run = promisify(execFile);
   const available = await run(python, ['-c', 'import torch, diffusers, transformers']).catch(() => null);
   if (!available) return null;
-  const { stdout } = await run(python, [
-    join(import.meta.dirname, 'peer.py'),
-    ...['--sizes', options.sizes.join(',')],
-    ...['--steps', String(options.steps)],
-    ...['--runs', String(options.runs)],
-    ...['--threads', String(options.threads)],
-    ...['--prompt', options.prompt],
-    ...['--seed', String(options.seed)],
-  ]);
+  const flags = {
+    sizes: options.sizes.join(','),
+    steps: options.steps,
+    runs: options.runs,
+    threads: options.threads,
+    prompt: options.prompt,
+    seed: options.seed,
+    guidance: options.guidance,
+  };
+  const script = join(import.meta.dirname, 'peer.py');
+  const args = Object.entries(flags).flatMap(([name, value]) => [`--${name}`, String(value)]);
+  const { stdout } = await run(python, [script, ...args]);
   return stdout
     .split('\n')
     .filter((line) => line.startsWith('{'))

@@ -70,3 +70,37 @@ export async function writeEdited(
   await writeSafetensors(target, entries.values());
   return target;
 }
+
+/** A Black Forest Labs transformer of zeros with one block of each kind and one head of the full width. */
+export function bflTransformer(width: number, mlp = 2 * width): TensorEntry[] {
+  const modules: [string, number, number][] = [
+    ['img_in', width, 64],
+    ['txt_in', width, 8],
+    ['time_in.in_layer', width, 16],
+    ['time_in.out_layer', width, width],
+    ['vector_in.in_layer', width, 4],
+    ['vector_in.out_layer', width, width],
+    ...['img', 'txt'].flatMap((stream): [string, number, number][] => [
+      [`double_blocks.0.${stream}_mod.lin`, 6 * width, width],
+      [`double_blocks.0.${stream}_attn.qkv`, 3 * width, width],
+      [`double_blocks.0.${stream}_attn.proj`, width, width],
+      [`double_blocks.0.${stream}_mlp.0`, mlp, width],
+      [`double_blocks.0.${stream}_mlp.2`, width, mlp],
+    ]),
+    ['single_blocks.0.modulation.lin', 3 * width, width],
+    ['single_blocks.0.linear1', 3 * width + mlp, width],
+    ['single_blocks.0.linear2', width, width + mlp],
+    ['final_layer.adaLN_modulation.1', 2 * width, width],
+    ['final_layer.linear', 64, width],
+  ];
+  const norms = ['double_blocks.0.img_attn', 'double_blocks.0.txt_attn', 'single_blocks.0'].flatMap(
+    (attention) => [`${attention}.norm.query_norm.scale`, `${attention}.norm.key_norm.scale`],
+  );
+  return [
+    ...modules.flatMap(([name, rows, columns]) => [
+      entry(`${name}.weight`, 'F8_E4M3', [rows, columns]),
+      entry(`${name}.bias`, 'BF16', [rows]),
+    ]),
+    ...norms.map((name) => entry(name, 'BF16', [width])),
+  ];
+}

@@ -11,23 +11,23 @@ const BFL_TRANSFORMER = join(DEV, 'transformer.safetensors');
 
 type Edit = (entries: Map<string, TensorEntry>) => void;
 
-const prefixed =
-  (prefix: string): Edit =>
-  (entries) => {
-    for (const [name, tensor] of [...entries]) {
-      entries.delete(name);
-      entries.set(prefix + name, { ...tensor, name: prefix + name });
-    }
-  };
-
 const renamed =
   (rename: (name: string) => string): Edit =>
   (entries) => {
-    for (const [name, tensor] of [...entries]) {
-      entries.delete(name);
-      entries.set(rename(name), { ...tensor, name: rename(name) });
-    }
+    const tensors = [...entries.values()];
+    entries.clear();
+    for (const tensor of tensors) entries.set(rename(tensor.name), { ...tensor, name: rename(tensor.name) });
   };
+
+const prefixed = (prefix: string): Edit => renamed((name) => prefix + name);
+
+/** diffusers before 0.18. */
+const oldAttentionName = (name: string) =>
+  name
+    .replace('.to_q.', '.query.')
+    .replace('.to_k.', '.key.')
+    .replace('.to_v.', '.value.')
+    .replace('.to_out.0.', '.proj_attn.');
 
 const added =
   (...tensors: TensorEntry[]): Edit =>
@@ -222,13 +222,7 @@ describe('autoencoder', () => {
   test('the attention names of old diffusers files are known', async () => {
     const source = join(SCHNELL, 'vae/diffusion_pytorch_model.safetensors');
     const path = folder.file('old-vae.safetensors');
-    const rename = (name: string) =>
-      name
-        .replace('.to_q.', '.query.')
-        .replace('.to_k.', '.key.')
-        .replace('.to_v.', '.value.')
-        .replace('.to_out.0.', '.proj_attn.');
-    await writeEdited(source, path, renamed(rename));
+    await writeEdited(source, path, renamed(oldAttentionName));
     const [old, current] = [await openWeights(path, 'vae'), await openWeights(source, 'vae')];
     expect(old.names().sort()).toEqual(current.names().sort());
     expect(old.get('decoder.mid_block.attentions.0.to_out.0.bias').stored).toBe(

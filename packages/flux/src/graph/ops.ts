@@ -29,8 +29,8 @@ export function rmsNorm(g: GraphBuilder, x: Value, scale: Value, epsilon: number
 /** RMS norm of every head on its own. x [T, heads * headDim], scale [headDim]. */
 export function headRmsNorm(g: GraphBuilder, x: Value, scale: Value, heads: number, epsilon: number): Value {
   const [tokens, width] = dims(x, 2, 'headRmsNorm');
-  const split = reshape(g, x, [0, heads, -1], [tokens!, heads, scale.shape[0]!]);
-  return reshape(g, rmsNorm(g, split, scale, epsilon), [0, -1], [tokens!, width!]);
+  const perHead = reshape(g, x, [0, heads, -1], [tokens!, heads, scale.shape[0]!]);
+  return reshape(g, rmsNorm(g, perHead, scale, epsilon), [0, -1], [tokens!, width!]);
 }
 
 /**

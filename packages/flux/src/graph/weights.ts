@@ -1,4 +1,10 @@
-import type { ElementType, ExternalData, GraphBuilder, Value } from './builder.ts';
+import {
+  ELEMENT_TYPES,
+  type ElementType,
+  type ExternalData,
+  type GraphBuilder,
+  type Value,
+} from './builder.ts';
 
 /** Where the bytes of a weight lie and how they are to be read. */
 export interface LocatedTensor extends ExternalData {
@@ -46,15 +52,9 @@ export class GraphWeights {
     if (!type) throw new Error(`${name}: ${located.dtype} has no place in a graph`);
     const stored = this.#graph.external(name, type, located.shape, located);
     const wide = { type: 'float32' as const, shape: located.shape };
-    switch (type) {
-      case 'float32':
-        return stored;
-      case 'float8e4m3fn': {
-        const scale = this.#graph.constant(new Float32Array([located.scale ?? 1]), []);
-        return this.#graph.op('DequantizeLinear', [stored, scale], wide);
-      }
-      default:
-        return this.#graph.op('Cast', [stored], wide, { to: 1 });
-    }
+    if (type === 'float32') return stored;
+    if (type !== 'float8e4m3fn') return this.#graph.op('Cast', [stored], wide, { to: ELEMENT_TYPES.float32 });
+    const scale = this.#graph.constant(new Float32Array([located.scale ?? 1]), []);
+    return this.#graph.op('DequantizeLinear', [stored, scale], wide);
   }
 }

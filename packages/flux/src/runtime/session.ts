@@ -30,11 +30,9 @@ export class GraphSession {
         executionProviders: ['cpu'],
         graphOptimizationLevel: options.optimization ?? 'disabled',
         ...(options.threads ? { intraOpNumThreads: options.threads } : {}),
-        extra: {
-          session: {
-            ...(graph.folder ? { model_external_initializers_file_folder_path: graph.folder } : {}),
-          },
-        },
+        extra: graph.folder
+          ? { session: { model_external_initializers_file_folder_path: graph.folder } }
+          : {},
       });
       return new GraphSession(session, name);
     } catch (cause) {
