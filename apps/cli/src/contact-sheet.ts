@@ -4,6 +4,8 @@ export interface SheetPicture {
   /** Encoded in any format that sharp reads. */
   data: Uint8Array;
   caption: string;
+  /** One more line, less prominent. */
+  note: string;
 }
 
 export interface SheetOptions {
@@ -13,12 +15,15 @@ export interface SheetOptions {
 }
 
 const GAP = 16;
-const CAPTION_HEIGHT = 44;
+const CAPTION_LINES = 2;
 const FONT_SIZE = 14;
+const LINE_HEIGHT = FONT_SIZE + 4;
+const CAPTION_HEIGHT = (CAPTION_LINES + 1) * LINE_HEIGHT + 8;
 /** A sans-serif character's usual width as a part of its size. */
 const CHARACTER_WIDTH = 0.54;
 const BACKGROUND = '#f6f5f2';
 const INK = '#33312e';
+const NOTE_INK = '#8a857d';
 
 /** All pictures in a grid with their captions below them, as a PNG. */
 export async function contactSheet(
@@ -43,9 +48,9 @@ export async function contactSheet(
       ...places[i]!,
     })),
   );
-  const captions = pictures.flatMap(({ caption }, i) => captionLines(caption, cell, places[i]!));
+  const captions = pictures.flatMap((picture, i) => captionLines(picture, cell, places[i]!));
   const text = `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}">
-<g font-family="DejaVu Sans, Helvetica, Arial, sans-serif" font-size="${FONT_SIZE}" fill="${INK}">${captions.join('')}</g>
+<g font-family="DejaVu Sans, Helvetica, Arial, sans-serif" font-size="${FONT_SIZE}">${captions.join('')}</g>
 </svg>`;
   return sharp({ create: { width, height, channels: 3, background: BACKGROUND } })
     .composite([...tiles, { input: Buffer.from(text), left: 0, top: 0 }])
@@ -54,14 +59,19 @@ export async function contactSheet(
     .toBuffer();
 }
 
-/** At most two lines of SVG text below a picture, broken between words. */
-function captionLines(caption: string, cell: number, place: { left: number; top: number }): string[] {
-  return wrap(caption, Math.floor(cell / (FONT_SIZE * CHARACTER_WIDTH)))
-    .slice(0, 2)
-    .map((line, i) => {
-      const y = place.top + cell + (i + 1) * (FONT_SIZE + 4);
-      return `<text x="${place.left}" y="${y}">${escapeXml(line)}</text>`;
-    });
+/** SVG text below a picture: the caption, broken between words, and the note. */
+function captionLines(
+  { caption, note }: SheetPicture,
+  cell: number,
+  place: { left: number; top: number },
+): string[] {
+  const lines = wrap(caption, Math.floor(cell / (FONT_SIZE * CHARACTER_WIDTH))).slice(0, CAPTION_LINES);
+  return [...lines.map((line) => ({ line, fill: INK })), { line: note, fill: NOTE_INK }].map(
+    ({ line, fill }, i) => {
+      const y = place.top + cell + (i + 1) * LINE_HEIGHT;
+      return `<text x="${place.left}" y="${y}" fill="${fill}">${escapeXml(line)}</text>`;
+    },
+  );
 }
 
 /** Greedy line breaking at `width` characters. */

@@ -115,7 +115,8 @@ async function sheet(pictures: readonly Picture[]): Promise<Buffer> {
   return contactSheet(
     pictures.map(({ prompt, job, data }) => ({
       data,
-      caption: `${prompt} · ${duration(job.timings?.total_ms ?? 0)}`,
+      caption: prompt,
+      note: duration(job.timings?.total_ms ?? 0),
     })),
     { columns: 4, cell },
   );

@@ -57,19 +57,39 @@ test('watching its parent keeps no service alive that has finished', async () =>
   expect(await service.exited).toEqual({ code: 0, signal: null });
 });
 
-test('a service ends when its parent is killed', async () => {
-  const child = await script('child', `setInterval(() => {}, 1000); console.log(process.pid);`);
-  const module = JSON.stringify(join(import.meta.dirname, 'service-process.ts'));
-  const parentCode = `const { ServiceProcess } = await import(${module});
-    const spec = { name: 'api', script: ${JSON.stringify(child)}, graceMs: 1000 };
-    new ServiceProcess(spec, { cwd: '.', env: process.env, onLine: (line) => console.log(line) });`;
-  const parent = spawn(process.execPath, ['--input-type=module', '-e', parentCode], {
-    stdio: ['ignore', 'pipe', 'inherit'],
+describe('when its parent is killed', () => {
+  /** Kills the parent of a service; returns the service if it still runs after the time. */
+  async function orphan(name: string, code: string, timeoutMs: number): Promise<number[]> {
+    const child = JSON.stringify(await script(name, code));
+    const module = JSON.stringify(join(import.meta.dirname, 'service-process.ts'));
+    const parentCode = `const { ServiceProcess } = await import(${module});
+      const spec = { name: 'api', script: ${child}, graceMs: 1000 };
+      new ServiceProcess(spec, { cwd: '.', env: process.env, onLine: (line) => console.log(line) });`;
+    const parent = spawn(process.execPath, ['--input-type=module', '-e', parentCode], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    const pid = Number(await new Promise((resolve) => parent.stdout.once('data', resolve)));
+    expect(isRunning(pid)).toBe(true);
+    parent.kill('SIGKILL');
+    return survivors([pid], timeoutMs);
+  }
+
+  test('a service ends', async () => {
+    const code = `setInterval(() => {}, 1000); console.log(process.pid);`;
+    expect(await orphan('plain', code, 5000)).toEqual([]);
   });
-  const pid = Number(await new Promise((resolve) => parent.stdout.once('data', resolve)));
-  expect(isRunning(pid)).toBe(true);
-  parent.kill('SIGKILL');
-  expect(await survivors([pid], 10_000)).toEqual([]);
+
+  test('a service that writes while it ends finds no broken pipe', async () => {
+    const code = `import { writeSync } from 'node:fs';
+      process.on('SIGTERM', () => { for (;;) try { writeSync(1, 'bye'); process.exit(); } catch {} });
+      setInterval(() => {}, 1000); console.log(process.pid);`;
+    expect(await orphan('talkative', code, 5000)).toEqual([]);
+  });
+
+  test('a service that is stuck while it ends is killed', async () => {
+    const code = `process.on('SIGTERM', () => { for (;;); }); setInterval(() => {}, 1000); console.log(process.pid);`;
+    expect(await orphan('stuck', code, 15_000)).toEqual([]);
+  });
 });
 
 test('a port in use is named together with the way out; 0 gives a free one', async () => {
