@@ -55,7 +55,9 @@ export async function readInto(
   let done = 0;
   while (done < target.byteLength) {
     const length = Math.min(target.byteLength - done, READ_BYTES);
-    const { bytesRead } = await handle.read(target, done, length, position + done);
+    const { bytesRead } = await handle.read(target, done, length, position + done).catch((cause: unknown) => {
+      throw unreadable(path, cause);
+    });
     if (bytesRead === 0) {
       throw invalid(path, `ends at byte ${position + done}; ${target.byteLength - done} more were expected`);
     }

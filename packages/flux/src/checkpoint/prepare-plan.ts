@@ -84,18 +84,23 @@ export function planLayout(
 export function* batches(plan: Plan): Generator<Batch, void, void> {
   let batch: Batch | undefined;
   for (const piece of pieces(plan)) {
-    const { file } = piece.tensor.view;
-    if (batch && batch.file === file && Math.max(piece.end, batch.end) - batch.begin <= BATCH_BYTES) {
+    if (batch && joins(batch, piece)) {
       batch.pieces.push(piece);
       batch.end = Math.max(batch.end, piece.end);
       batch.outEnd = piece.outBegin + piece.outLength;
     } else {
       if (batch) yield batch;
-      const { begin, end, outBegin, outLength } = piece;
-      batch = { file, begin, end, outBegin, outEnd: outBegin + outLength, pieces: [piece] };
+      const { tensor, begin, end, outBegin, outLength } = piece;
+      batch = { file: tensor.view.file, begin, end, outBegin, outEnd: outBegin + outLength, pieces: [piece] };
     }
   }
   if (batch) yield batch;
+}
+
+function joins(batch: Batch, piece: Piece): boolean {
+  // Where views overlap, a later one may begin before the last piece of an earlier one.
+  const isAhead = piece.tensor.view.file === batch.file && piece.begin >= batch.begin;
+  return isAhead && Math.max(piece.end, batch.end) - batch.begin <= BATCH_BYTES;
 }
 
 function* pieces(plan: Plan): Generator<Piece, void, void> {

@@ -72,14 +72,12 @@ export async function prepareWeights(options: PrepareOptions): Promise<ReadonlyM
       // The index comes last: its presence says that the data is whole.
       await writeAtomically(indexPath, (handle) => handle.writeFile(index));
     } catch (cause) {
-      if (cause instanceof FluxError) throw cause;
+      const { syscall, message } = cause as NodeJS.ErrnoException;
+      if (cause instanceof FluxError || syscall === undefined) throw cause;
       throw new FluxError(
         'engine_failed',
-        `${dataPath}: ${plan.size} bytes of weights cannot be written: ${(cause as Error).message}`,
-        {
-          cause,
-          details: { file: dataPath, bytes: plan.size },
-        },
+        `${dataPath}: ${plan.size} bytes of weights cannot be written: ${message}`,
+        { cause, details: { file: dataPath, bytes: plan.size } },
       );
     }
   }
