@@ -19,14 +19,14 @@ export function createApp(deps: ApiDeps, submissions: Submissions): Express {
   app.disable('x-powered-by');
   // A query with nested objects is no part of this API.
   app.set('query parser', 'simple');
-  app.use(requestLog(deps.log), measure, securityHeaders());
-
-  operationRoutes(app, deps, registry);
-  indexRoute(app, deps);
-  app.use('/v1', authenticate(deps.settings.keys), (_req, res, next) => {
+  app.use(requestLog(deps.log), measure, securityHeaders(), (_req, res, next) => {
     res.set('Cache-Control', 'private, no-cache');
     next();
   });
+
+  operationRoutes(app, deps, registry);
+  indexRoute(app, deps);
+  app.use('/v1', authenticate(deps.settings.keys));
   generationRoutes(app, deps, submissions);
   catalogRoutes(app, deps);
 

@@ -28,9 +28,9 @@ export function requestLog(log: ApiDeps['log']) {
       res: (res: { statusCode: number }) => ({ status: res.statusCode }),
     },
     customLogLevel: (req, res, error) => {
-      if (error || res.statusCode >= 500) return 'error';
+      // What a probe finds is in its answer, every few seconds.
       if (isProbe(req)) return 'debug';
-      return 'info';
+      return error || res.statusCode >= 500 ? 'error' : 'info';
     },
     customSuccessMessage: (req, res) => `${req.method} ${req.url} ${res.statusCode}`,
     customErrorMessage: (req, res) => `${req.method} ${req.url} ${res.statusCode}`,

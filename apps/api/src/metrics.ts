@@ -20,7 +20,7 @@ export function createApiMetrics(queues: Pick<JobQueues, 'queueCounts'>) {
     registers: [],
     async collect() {
       this.reset();
-      for (const kind of JOB_KINDS) await collectQueue(this, queues, kind);
+      await Promise.all(JOB_KINDS.map((kind) => collectQueue(this, queues, kind)));
     },
   });
   registry.registerMetric(depth);

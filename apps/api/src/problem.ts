@@ -5,6 +5,13 @@ import { describeJsonError } from './json-body.ts';
 /** What a client should wait before it tries again after a 503, in seconds. */
 const RETRY_AFTER_S = 5;
 
+/** What a client is told instead of the driver's words, which name hosts and paths; those are in the log. */
+const OUTAGES: Partial<Record<ErrorCode, string>> = Object.freeze({
+  queue_unavailable: `Redis does not answer; nothing was queued or changed. Try again in ${RETRY_AFTER_S} s.`,
+  store_unavailable: `The object store does not answer; nothing was queued. Try again in ${RETRY_AFTER_S} s.`,
+  internal_error: 'The request could not be handled; the log has the reason under the request id.',
+});
+
 /** Errors that body-parser marks with `type`, by that type. */
 const BODY_ERRORS: Readonly<Record<string, (error: BodyError) => AtelierError>> = Object.freeze({
   'entity.parse.failed': (error) =>
@@ -41,7 +48,8 @@ export const problemHandler: ErrorRequestHandler = (error: unknown, req, res, ne
     return;
   }
   const known = toAtelierError(error);
-  if (ERRORS[known.code].status >= 500) req.log.error({ err: error }, known.message);
+  // The request log writes it on its line.
+  if (known.status >= 500) res.err = known;
   sendProblem(req, res, known);
   void next;
 };
@@ -53,7 +61,7 @@ export function sendProblem(req: Request, res: Response, error: AtelierError): v
     type: problemType(error.code),
     title,
     status,
-    detail: error.message,
+    detail: OUTAGES[error.code] ?? error.message,
     code: error.code,
     instance: req.originalUrl.split('?', 1)[0]!,
     request_id: requestId(req),
@@ -61,7 +69,9 @@ export function sendProblem(req: Request, res: Response, error: AtelierError): v
   };
   if (status === 503) res.set('Retry-After', String(RETRY_AFTER_S));
   if (status === 401) res.set('WWW-Authenticate', 'Bearer');
-  res.status(status).type('application/problem+json').send(JSON.stringify(problem));
+  // Not send(): it would add a charset, which JSON has not, and an ETag, which invites caches.
+  res.set({ 'Content-Type': 'application/problem+json', 'Cache-Control': 'no-store' });
+  res.status(status).end(JSON.stringify(problem));
 }
 
 /** The id that requestLog made: always text, which the types of pino-http do not promise. */
@@ -84,10 +94,7 @@ function toAtelierError(error: unknown): AtelierError {
   if (error instanceof URIError) return new AtelierError('not_found', error.message, { cause: error });
   if (hasStatus(error) && error.status >= 400 && error.status < 500)
     return new AtelierError('validation_failed', error.message, { cause: error });
-  // What went wrong inside is for the log; the request id leads there.
-  return new AtelierError('internal_error', 'The request could not be handled; the log has the reason.', {
-    cause: error,
-  });
+  return new AtelierError('internal_error', String(error), { cause: error });
 }
 
 function isBodyError(error: unknown): error is BodyError {

@@ -12,6 +12,8 @@ import { type InitImageFile, parseInitImage } from './images/init-image.ts';
 
 type Deps = Pick<ApiDeps, 'catalog' | 'jobs' | 'log' | 'queues' | 'store'>;
 
+const RETRY_MS = 2_000;
+
 /**
  * Accepts jobs: init image, record, queue entry, in this order, so that what a client was told is accepted survives
  * any crash.
@@ -24,6 +26,7 @@ type Deps = Pick<ApiDeps, 'catalog' | 'jobs' | 'log' | 'queues' | 'store'>;
 export class Submissions {
   readonly #deps: Deps;
   readonly #unsettled = new Map<string, JobRef>();
+  #retry: NodeJS.Timeout | undefined;
 
   constructor(deps: Deps) {
     this.#deps = deps;
@@ -50,16 +53,20 @@ export class Submissions {
     }
   }
 
-  /** Ends the records whose clients were told that their job was not accepted. */
+  /** Ends the records whose clients were told that their job was not accepted; tries again later what it cannot. */
   async takeBack(): Promise<void> {
     const { jobs, log, queues } = this.#deps;
+    clearTimeout(this.#retry);
     for (const ref of this.#unsettled.values()) {
       try {
         await jobs.abandon(ref, NOT_ACCEPTED);
-        this.#unsettled.delete(ref.id);
         await queues.remove(ref);
+        this.#unsettled.delete(ref.id);
       } catch (error) {
         log.warn({ err: error, job_id: ref.id }, 'a job that was not accepted could not be taken back yet');
+        // Redis may hang without closing the connection, and then there is no reconnect to wait for.
+        clearTimeout(this.#retry);
+        this.#retry = setTimeout(() => void this.takeBack(), RETRY_MS).unref();
       }
     }
   }

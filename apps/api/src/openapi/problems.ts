@@ -18,7 +18,7 @@ const DETAILS: Partial<Record<ErrorCode, string>> = {
   unknown_model: 'The model "flux" is not in the catalog: mini',
   image_invalid: 'image.file: found 60000 x 60000 pixels, allowed are at most 50000000',
   not_found: 'No generation has the id gen_0199b1a6c1d27a6e8f0b8d8a3f6f0c11',
-  queue_unavailable: 'Redis does not answer: Connection is closed.',
+  queue_unavailable: 'Redis does not answer; nothing was queued or changed. Try again in 5 s.',
 };
 
 /** Problem responses of the codes that a route can answer with, grouped by status; each route can answer 500. */

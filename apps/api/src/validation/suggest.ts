@@ -1,12 +1,19 @@
-/** Edit distance between two short strings, insertions, deletions and substitutions counting 1 (Levenshtein 1966). */
+/**
+ * Edit distance between two short strings: insertions, deletions, substitutions and swaps of neighbours count 1
+ * (optimal string alignment).
+ */
 export function editDistance(a: string, b: string): number {
+  let before: number[] = [];
   let row = Array.from({ length: b.length + 1 }, (_, j) => j);
   for (let i = 1; i <= a.length; i++) {
     const next = [i];
     for (let j = 1; j <= b.length; j++) {
       const substitution = row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1);
-      next.push(Math.min(row[j]! + 1, next[j - 1]! + 1, substitution));
+      next[j] = Math.min(row[j]! + 1, next[j - 1]! + 1, substitution);
+      const isSwap = i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1];
+      if (isSwap) next[j] = Math.min(next[j], before[j - 2]! + 1);
     }
+    before = row;
     row = next;
   }
   return row[b.length]!;

@@ -104,7 +104,9 @@ test('errors of later checks read the same', () => {
 test('suggestions come only for what is close', () => {
   expect(editDistance('kitten', 'sitting')).toBe(3);
   expect(editDistance('', 'abc')).toBe(3);
+  expect(editDistance('stpes', 'steps')).toBe(1);
   expect(suggest('Prompt', ['prompt', 'steps'])).toBe('prompt');
+  expect(suggest('stpes', ['styles', 'steps'])).toBe('steps');
   expect(suggest('heigth', ['width', 'height'])).toBe('height');
   expect(suggest('cfg_scale', ['guidance', 'steps'])).toBeUndefined();
   expect(suggest('x'.repeat(100_000), ['steps'])).toBeUndefined();

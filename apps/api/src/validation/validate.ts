@@ -68,7 +68,7 @@ function describeIssue(root: SchemaNode, value: unknown, issue: z.core.$ZodIssue
     return [{ field, message: `found a name of ${size(issue.path.at(-1))}, ${describeAllowed(names)}` }];
   }
   const input = valueAt(value, issue.path);
-  const bySize = issue.code === 'too_big' || issue.code === 'too_small';
+  const bySize = node.type === 'string' && (issue.code === 'too_big' || issue.code === 'too_small');
   const found = bySize ? size(input) : describeFound(input);
   const nearest = typeof input === 'number' ? nearestMultiples(input, node) : [];
   const hint = nearest.length > 0 ? `; nearest: ${nearest.join(' and ')}` : '';
