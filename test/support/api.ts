@@ -1,3 +1,4 @@
+import { once } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -42,6 +43,8 @@ export async function startTestApi(env: Record<string, string> = {}): Promise<Te
   const variables = { REDIS_URL: redis.url, ATELIER_DATA_DIR: dataDir, LOG_LEVEL: 'silent', ...env };
   const config = loadConfig(variables, PROJECT);
   const client = createRedis(config, 'api');
+  // Until it is connected every command fails, as it should.
+  await once(client, 'ready');
   const jobs = new JobStore(client);
   const queues = new JobQueues(config, client);
   const storeDir = join(dataDir, 'store');
