@@ -41,6 +41,12 @@ export function createSubscriber(redis: Redis): Redis {
 /** Replies that say that the server, not the command, is at fault. */
 const SERVER_AWAY = /^(LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|OOM|MISCONF|NOREPLICAS|TRYAGAIN|UNBLOCKED)/;
 
+/** Ours, not Redis's: a wrong argument, or a command or script that the server refused. */
+function isMistake(error: unknown): boolean {
+  if (error instanceof TypeError || error instanceof RangeError || error instanceof SyntaxError) return true;
+  return error instanceof Error && error.name === 'ReplyError' && !SERVER_AWAY.test(error.message);
+}
+
 /**
  * Runs commands, translating what the driver throws when Redis is away.
  * @throws AtelierError `queue_unavailable`, the driver's error as its cause
@@ -49,9 +55,7 @@ export async function queueCall<T>(call: () => Promise<T>): Promise<T> {
   try {
     return await call();
   } catch (error) {
-    if (error instanceof AtelierError) throw error;
-    if (error instanceof Error && error.name === 'ReplyError' && !SERVER_AWAY.test(error.message))
-      throw error;
+    if (error instanceof AtelierError || isMistake(error)) throw error;
     throw new AtelierError('queue_unavailable', `Redis does not answer: ${String(error)}`, { cause: error });
   }
 }

@@ -17,8 +17,8 @@ export function resolveInput(
   const model = request.model === undefined ? catalog.default : catalog.get(request.model);
   if (request.styles.length > 0) refuse('styles', 'must be empty: this version has no LoRAs');
   const seed = request.seed === -1 ? randomInt(2 ** 32) : request.seed;
-  if (seed + request.count - 1 > LIMITS.seed.max)
-    refuse('seed', `must be at most ${LIMITS.seed.max - request.count + 1} when count is ${request.count}`);
+  const highest = LIMITS.seed.max - (request.count - 1);
+  if (seed > highest) refuse('seed', `must be at most ${highest} when count is ${request.count}`);
   if (request.image && options.imageKey === undefined)
     throw new AtelierError('internal_error', 'The init image was not stored before the input was resolved');
   return {

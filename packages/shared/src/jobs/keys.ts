@@ -15,7 +15,7 @@ function checked(tenant: string): string {
 export const recordKey = ({ tenant, id }: JobRef): string =>
   `${KEY_PREFIX}:tenant:${checked(tenant)}:job:${id}`;
 
-/** Sorted set with equal scores, so in order of id, which is the order of creation: all jobs of a tenant. */
+/** Sorted set with equal scores, so in order of id, which is that of creation by millisecond: a tenant's jobs. */
 export const indexKey = (tenant: string, kind: JobKind): string =>
   `${KEY_PREFIX}:tenant:${checked(tenant)}:jobs:${kind}`;
 

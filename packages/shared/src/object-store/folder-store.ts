@@ -18,6 +18,7 @@ import { dirname, extname, join } from 'node:path';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { AtelierError } from '../errors.ts';
+import { withBodyErrors } from './body.ts';
 import { checkKey, checkPrefix } from './keys.ts';
 import type { ObjectInfo, ObjectPage, ObjectStore, PutOptions, StoredObject } from './types.ts';
 
@@ -51,33 +52,12 @@ export class FolderStore implements ObjectStore {
     this.#incoming = join(root, 'incoming');
   }
 
-  async put(
+  put(
     key: string,
     body: Uint8Array | Readable,
     options: PutOptions,
   ): Promise<{ etag: string; size: number }> {
-    checkKey(key);
-    return this.#translating(key, async () => {
-      await this.#makeFolders();
-      const temporary = join(this.#incoming, randomUUID());
-      try {
-        const info = await writeDurably(temporary, body);
-        const etag = etagOf(info);
-        if (options.contentType !== typeByName(key))
-          await writeFile(join(this.#types, etag), options.contentType, { flush: true });
-        const previous = await this.head(key);
-        try {
-          await this.#place(temporary, join(this.#objects, key), options.ifNoneMatch === '*');
-        } catch (error) {
-          await rm(join(this.#types, etag), { force: true });
-          throw error;
-        }
-        if (previous) await rm(join(this.#types, previous.etag), { force: true });
-        return { etag, size: Number(info.size) };
-      } finally {
-        await rm(temporary, { force: true });
-      }
-    });
+    return withBodyErrors(body, () => this.#translating(key, () => this.#put(key, body, options)));
   }
 
   async get(
@@ -163,6 +143,34 @@ export class FolderStore implements ObjectStore {
   }
 
   async close(): Promise<void> {}
+
+  async #put(
+    key: string,
+    body: Uint8Array | Readable,
+    options: PutOptions,
+  ): Promise<{ etag: string; size: number }> {
+    checkKey(key);
+    await this.#makeFolders();
+    const temporary = join(this.#incoming, randomUUID());
+    try {
+      const info = await writeDurably(temporary, body);
+      const etag = etagOf(info);
+      const type = join(this.#types, etag);
+      if (options.contentType !== typeByName(key))
+        await writeFile(type, options.contentType, { flush: true });
+      const previous = await this.head(key);
+      try {
+        await this.#place(temporary, join(this.#objects, key), options.ifNoneMatch === '*');
+      } catch (error) {
+        await rm(type, { force: true });
+        throw error;
+      }
+      if (previous) await rm(join(this.#types, previous.etag), { force: true });
+      return { etag, size: Number(info.size) };
+    } finally {
+      await rm(temporary, { force: true });
+    }
+  }
 
   async #makeFolders(): Promise<void> {
     for (const folder of [this.#objects, this.#types, this.#incoming])

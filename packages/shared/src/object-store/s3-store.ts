@@ -11,6 +11,7 @@ import {
 import { Upload } from '@aws-sdk/lib-storage';
 import { Readable, Transform } from 'node:stream';
 import { AtelierError } from '../errors.ts';
+import { withBodyErrors } from './body.ts';
 import { checkKey, checkPrefix } from './keys.ts';
 import type { ObjectInfo, ObjectPage, ObjectStore, PutOptions, StoredObject } from './types.ts';
 
@@ -48,32 +49,12 @@ export class S3Store implements ObjectStore {
     });
   }
 
-  async put(
+  put(
     key: string,
     body: Uint8Array | Readable,
     options: PutOptions,
   ): Promise<{ etag: string; size: number }> {
-    checkKey(key);
-    const condition = options.ifNoneMatch ? { IfNoneMatch: options.ifNoneMatch } : {};
-    const target = { Bucket: this.#bucket, Key: key, ContentType: options.contentType, ...condition };
-    return this.#translating(key, async () => {
-      if (!(body instanceof Readable)) {
-        const { ETag } = await this.#client.send(new PutObjectCommand({ ...target, Body: body }));
-        return { etag: bare(ETag), size: body.byteLength };
-      }
-      let size = 0;
-      const counter = new Transform({
-        transform(chunk: Buffer, _encoding, done) {
-          size += chunk.byteLength;
-          done(null, chunk);
-        },
-      });
-      // pipe() does not pass errors on, and an upload whose source fails silently would never end.
-      body.once('error', (error) => counter.destroy(error));
-      const upload = new Upload({ client: this.#client, params: { ...target, Body: body.pipe(counter) } });
-      const { ETag } = await upload.done();
-      return { etag: bare(ETag), size };
-    });
+    return withBodyErrors(body, () => this.#translating(key, () => this.#put(key, body, options)));
   }
 
   async get(
@@ -144,6 +125,32 @@ export class S3Store implements ObjectStore {
 
   async close(): Promise<void> {
     this.#client.destroy();
+  }
+
+  async #put(
+    key: string,
+    body: Uint8Array | Readable,
+    options: PutOptions,
+  ): Promise<{ etag: string; size: number }> {
+    checkKey(key);
+    const condition = options.ifNoneMatch ? { IfNoneMatch: options.ifNoneMatch } : {};
+    const target = { Bucket: this.#bucket, Key: key, ContentType: options.contentType, ...condition };
+    if (!(body instanceof Readable)) {
+      const { ETag } = await this.#client.send(new PutObjectCommand({ ...target, Body: body }));
+      return { etag: bare(ETag), size: body.byteLength };
+    }
+    let size = 0;
+    const counter = new Transform({
+      transform(chunk: Buffer, _encoding, done) {
+        size += chunk.byteLength;
+        done(null, chunk);
+      },
+    });
+    // pipe() does not pass errors on, and an upload whose source fails silently would never end.
+    body.once('error', (error) => counter.destroy(error));
+    const upload = new Upload({ client: this.#client, params: { ...target, Body: body.pipe(counter) } });
+    const { ETag } = await upload.done();
+    return { etag: bare(ETag), size };
   }
 
   async #translating<T>(key: string, work: () => Promise<T>): Promise<T> {
