@@ -13,16 +13,15 @@ const PROJECT = join(import.meta.dirname, '..', '..');
 const MAIN = join(PROJECT, 'apps', 'cli', 'src', 'main.ts');
 
 let scratch: string;
-const studios: StudioUnderTest[] = [];
+const started: ChildProcess[] = [];
 beforeAll(async () => {
   scratch = await mkdtemp(join(tmpdir(), 'atelier-up-'));
 });
 afterAll(async () => {
-  for (const studio of studios) studio.child.kill('SIGKILL');
-  await survivors(
-    studios.flatMap(({ pids }) => pids),
-    15_000,
-  );
+  // Only what a failed test left behind is still there; its parts end with it.
+  const pids = started.flatMap(({ pid }) => (pid === undefined ? [] : [pid, ...descendants(pid)]));
+  for (const child of started) child.kill('SIGKILL');
+  await survivors(pids, 15_000);
   await rm(scratch, { recursive: true, force: true });
 });
 
@@ -46,6 +45,7 @@ function atelier(args: readonly string[], env: NodeJS.ProcessEnv = {}) {
     env: { ...inherited, ATELIER_PORT: '0', ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
+  started.push(child);
   let output = '';
   for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output += String(chunk)));
   const exited = new Promise<{ code: number | null; output: string }>((resolve) =>
@@ -54,20 +54,39 @@ function atelier(args: readonly string[], env: NodeJS.ProcessEnv = {}) {
   return { child, exited };
 }
 
+/** Lines of stdout as they come; `next` resolves with the first group of the first one that matches. */
+function lines(child: ReturnType<typeof atelier>['child']) {
+  const seen: string[] = [];
+  const waiting = new Set<() => boolean>();
+  createInterface({ input: child.stdout }).on('line', (line) => {
+    seen.push(line);
+    for (const look of waiting) look();
+  });
+  return {
+    next: (pattern: RegExp) =>
+      new Promise<string>((resolve, reject) => {
+        const look = () => {
+          const match = seen.map((line) => pattern.exec(line)).find((found) => found !== null);
+          if (match) resolve(match[1]!);
+          return match !== undefined;
+        };
+        if (look()) return;
+        waiting.add(look);
+        child.once('close', () => reject(new Error(`ended without ${pattern}:\n${seen.join('\n')}`)));
+      }),
+  };
+}
+
 async function up(dataDir: string): Promise<StudioUnderTest> {
   const { child, exited } = atelier(['up', '--json'], { ATELIER_DATA_DIR: dataDir });
-  const ready = new Promise<{ url: string; pids: Record<string, number> }>((resolve) => {
-    createInterface({ input: child.stdout }).on('line', (line) => {
-      if (line.startsWith('{"ready"'))
-        resolve(JSON.parse(line) as { url: string; pids: Record<string, number> });
-    });
-  });
+  const ready = lines(child).next(/^(\{"ready".*)/);
   const early = exited.then(({ output }) => Promise.reject(new Error(`the studio ended early:\n${output}`)));
-  const { url, pids: parts } = await Promise.race([ready, early]);
+  const { url, pids: parts } = JSON.parse(await Promise.race([ready, early])) as {
+    url: string;
+    pids: Record<string, number>;
+  };
   early.catch(() => {});
-  const studio = { child, url, parts, pids: descendants(child.pid!), exited };
-  studios.push(studio);
-  return studio;
+  return { child, url, parts, pids: descendants(child.pid!), exited };
 }
 
 async function generate(url: string, body: object): Promise<GenerationJob> {
@@ -115,6 +134,45 @@ test('a prompt becomes a picture; Ctrl-C leaves no process; a restart still know
   second.child.kill('SIGKILL');
   expect(await survivors(rest, 15_000)).toEqual([]);
 }, 180_000);
+
+test('the terminal shows where it is and what it paints; the commands talk to it', async () => {
+  const file = join(scratch, 'rocket.png');
+  const { child, exited } = atelier(['up'], { ATELIER_DATA_DIR: join(scratch, 'plain') });
+  const shown = lines(child);
+  const url = await shown.next(/is ready on (\S+)/);
+
+  const made = await atelier([
+    'generate',
+    'a rocket',
+    '--seed',
+    '7',
+    '--steps',
+    '4',
+    '--out',
+    file,
+    '--url',
+    url,
+  ]).exited;
+  expect(made).toMatchObject({
+    code: 0,
+    output: expect.stringContaining(`saved ${file} (128 x 128, seed 7`),
+  });
+  expect((await sharp(file).metadata()).format).toBe('png');
+  const picture = await shown.next(/^gpu-worker done gen_\w+ "a rocket" in .*: (\S+)$/);
+  expect((await fetch(picture)).headers.get('content-type')).toBe('image/png');
+
+  const listed = await atelier(['jobs', '--json', '--url', url]).exited;
+  expect(JSON.parse(listed.output)).toMatchObject({
+    data: [{ status: 'succeeded', input: { prompt: 'a rocket' } }],
+  });
+  const refused = await atelier(['generate', 'a rocket', '--steps', '99', '--url', url]).exited;
+  expect(refused.code).toBe(1);
+  expect(refused.output).toMatch(/^error .*steps.*1 to 50.* \(validation_failed\)$/m);
+
+  child.kill('SIGTERM');
+  const { code, output } = await exited;
+  expect({ code, output: output.split('\n').at(-2) }).toEqual({ code: 0, output: 'Stopped.' });
+}, 120_000);
 
 test('a part that dies is named, and takes the others with it', async () => {
   const studio = await up(join(scratch, 'dies'));

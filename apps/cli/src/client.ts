@@ -90,11 +90,13 @@ export class StudioClient {
 
   /**
    * Follows a job to its end; `onChange` is told at each look.
-   * @throws CliError with the code of a failed job, `job_canceled` for a canceled one
+   * @throws CliError with the code of a failed job, `job_canceled` for a canceled one; AbortError when
+   * `signal` ends the following, which leaves the job alone
    */
   async follow(
     submitted: GenerationJob,
     onChange: (job: GenerationJob) => void = () => {},
+    signal?: AbortSignal,
   ): Promise<GenerationJob> {
     let job = submitted;
     let lastAnswer = Date.now();
@@ -108,7 +110,7 @@ export class StudioClient {
         };
         throw new CliError(code, message);
       }
-      await sleep(POLL_MS);
+      await sleep(POLL_MS, undefined, signal ? { signal } : {});
       try {
         job = await this.get<GenerationJob>(`/v1/generations/${job.id}`);
         lastAnswer = Date.now();

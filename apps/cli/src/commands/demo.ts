@@ -34,7 +34,7 @@ export async function demo(options: DemoOptions): Promise<void> {
   const running = new StudioClient(options.url);
   if (options.url !== DEFAULT_URL || (await running.isReady())) {
     say(dim(`Using the studio at ${running.url}`));
-    await paint(running, options);
+    await paint(running, options, new AbortController().signal);
     return;
   }
   say(dim('Starting a studio for the demo …'));
@@ -50,20 +50,22 @@ export async function demo(options: DemoOptions): Promise<void> {
     onPhase: (text) => say(dim(text)),
   });
   const interrupted = interruption(() => studio.kill());
+  const painting = new AbortController();
   try {
     const outcome = await Promise.race([
-      studio.start().then(() => paint(new StudioClient(studio.url), options)),
+      studio.start().then(() => paint(new StudioClient(studio.url), options, painting.signal)),
       studio.failed.then((reason) => Promise.reject(reason)),
       interrupted,
     ]);
     if (outcome === 'interrupted') process.exitCode = 130;
   } finally {
+    painting.abort();
     await studio.stop();
     await rm(dataDir, { recursive: true, force: true });
   }
 }
 
-async function paint(client: StudioClient, options: DemoOptions): Promise<void> {
+async function paint(client: StudioClient, options: DemoOptions, signal: AbortSignal): Promise<void> {
   const started = performance.now();
   const fractions = DEMO_PROMPTS.map(() => 0);
   const bar = options.json ? null : progressBar('painting', DEMO_PROMPTS.length);
@@ -78,11 +80,12 @@ async function paint(client: StudioClient, options: DemoOptions): Promise<void> 
     pictures = await Promise.all(
       submitted.map(async (first, i) => {
         const prompt = DEMO_PROMPTS[i]!;
-        const job = await client.follow(first, ({ status, progress }) => {
+        const onChange = ({ status, progress }: GenerationJob) => {
           fractions[i] = progress.fraction;
           const done = fractions.reduce((sum, fraction) => sum + fraction, 0);
           bar?.update(done, status === 'running' ? prompt : undefined);
-        });
+        };
+        const job = await client.follow(first, onChange, signal);
         return { prompt, job, data: await client.download(job.output!.images[0]!.url) };
       }),
     );
