@@ -41,7 +41,7 @@ async function* events(response: Response): AsyncGenerator<ServerEvent> {
     text = blocks.pop()!;
     for (const block of blocks) {
       const fields = Object.fromEntries(block.split('\n').map((line) => line.split(/: (.*)/s, 2)));
-      if (fields['event']) yield fields as unknown as ServerEvent;
+      if (fields['event']) yield fields as ServerEvent;
     }
   }
 }

@@ -15,6 +15,7 @@ import {
   loadConfig,
 } from '@atelier/shared';
 import type { z } from 'zod';
+import type { ApiDeps } from '../../apps/api/src/deps.ts';
 import { startServer } from '../../apps/api/src/server.ts';
 import { loadSettings } from '../../apps/api/src/settings.ts';
 import { type TestRedis, startTestRedis } from './redis.ts';
@@ -23,6 +24,7 @@ const PROJECT = join(import.meta.dirname, '../..');
 
 export interface TestApi {
   readonly url: string;
+  readonly deps: Omit<ApiDeps, 'shutdown'>;
   readonly config: Config;
   readonly redis: TestRedis;
   readonly client: ReturnType<typeof createRedis>;
@@ -49,23 +51,22 @@ export async function startTestApi(env: Record<string, string> = {}): Promise<Te
   const queues = new JobQueues(config, client);
   const storeDir = join(dataDir, 'store');
   const store = new FolderStore(storeDir);
-  const server = await startServer(
-    {
-      config,
-      settings: loadSettings(config.ATELIER_HOST, variables),
-      log: createLogger(config, 'api'),
-      redis: client,
-      jobs,
-      queues,
-      store,
-      catalog: await loadCatalog(config),
-    },
-    { host: '127.0.0.1', port: 0 },
-  );
+  const deps = {
+    config,
+    settings: loadSettings(config.ATELIER_HOST, variables),
+    log: createLogger(config, 'api'),
+    redis: client,
+    jobs,
+    queues,
+    store,
+    catalog: await loadCatalog(config),
+  };
+  const server = await startServer(deps, { host: '127.0.0.1', port: 0 });
   let closing: Promise<void> | undefined;
   const closeServer = () => (closing ??= server.close());
   return {
     url: server.url,
+    deps,
     config,
     redis,
     client,

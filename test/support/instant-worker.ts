@@ -40,7 +40,10 @@ export function startInstantWorker(
         await step(record, i);
         await jobs.progress(attempt, { step: i, steps, fraction: i / steps, eta_s: (steps - i) / 100 });
         const now = await jobs.get(data);
-        if (now?.cancel_requested_at) return void (await jobs.cancel(attempt));
+        if (now?.cancel_requested_at) {
+          await jobs.cancel(attempt);
+          return;
+        }
       }
     } catch (error) {
       await jobs.fail(attempt, { code: 'engine_failed', message: String(error), retryable: true });

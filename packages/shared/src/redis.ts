@@ -8,7 +8,7 @@ import { AtelierError } from './errors.ts';
  */
 export type RedisPurpose = 'api' | 'worker';
 
-const API_TIMEOUT_MS = 3_000;
+const API_TIMEOUT_MS = 1_500;
 
 /** A client that reconnects for ever and loads no command before it is needed. Connection errors are events. */
 export function createRedis(config: Pick<Config, 'REDIS_URL'>, purpose: RedisPurpose): Redis {

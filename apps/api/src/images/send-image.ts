@@ -25,8 +25,7 @@ export async function sendImage(
     return;
   }
   const info = await store.head(image.key);
-  if (!info)
-    throw new AtelierError('not_found', `The file of image ${index} of generation ${record.id} is gone`);
+  if (!info) throw await missing(store, record, index);
   const range = wantedRange(req, info.size, etag);
 
   const headers = {
@@ -43,8 +42,7 @@ export async function sendImage(
     return;
   }
   const object = await store.get(image.key, range ? { range } : {});
-  if (!object)
-    throw new AtelierError('not_found', `The file of image ${index} of generation ${record.id} is gone`);
+  if (!object) throw await missing(store, record, index);
   res.status(range ? 206 : 200).set(headers);
   try {
     await pipeline(object.body, res);
@@ -52,6 +50,12 @@ export async function sendImage(
     // A client that leaves early is no failure; a store that fails midway has already broken the connection.
     if (!req.destroyed && !res.destroyed) throw error;
   }
+}
+
+/** The record promises the file: before a client is told that it is gone, the store must show that it is there. */
+async function missing(store: ObjectStore, record: GenerationRecord, index: string): Promise<AtelierError> {
+  await store.ping();
+  return new AtelierError('not_found', `The file of image ${index} of generation ${record.id} is gone`);
 }
 
 function findImage(record: GenerationRecord, index: string): StoredImage {

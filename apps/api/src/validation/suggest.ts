@@ -11,7 +11,7 @@ export function editDistance(a: string, b: string): number {
       const substitution = row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1);
       next[j] = Math.min(row[j]! + 1, next[j - 1]! + 1, substitution);
       const isSwap = i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1];
-      if (isSwap) next[j] = Math.min(next[j], before[j - 2]! + 1);
+      if (isSwap) next[j] = Math.min(next[j]!, before[j - 2]! + 1);
     }
     before = row;
     row = next;
