@@ -214,3 +214,16 @@ export function encodeFloat32(dtype: EncodedDtype, values: Float32Array): Uint8A
       throw unsupportedDtype(dtype satisfies never, ['F32', 'F16', 'BF16', 'F8_E4M3']);
   }
 }
+
+const castTables = new Map<string, Uint8Array>();
+
+/** Casts fp16 or bf16 elements to float8_e4m3fn, one table look-up each; equal to decoding and encoding them. */
+export function castToFloat8E4m3(dtype: 'F16' | 'BF16', bytes: Uint8Array, out: Uint8Array): void {
+  let table = castTables.get(dtype);
+  if (!table) {
+    table = encodeFloat32('F8_E4M3', decodeTable(dtype));
+    castTables.set(dtype, table);
+  }
+  const codes = elements(bytes, Uint16Array);
+  for (let i = 0; i < codes.length; i++) out[i] = table[codes[i]!]!;
+}

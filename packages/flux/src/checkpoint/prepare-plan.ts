@@ -48,7 +48,7 @@ export interface Batch {
 /** Pages are of this size, and ONNX Runtime maps external data only from whole pages. */
 const ALIGNMENT = 4096;
 /** Source bytes read at once; in fp32 up to four times as many are written. A multiple of every element size. */
-const BATCH_BYTES = 4 * 1024 * 1024;
+export const BATCH_BYTES = 4 * 1024 * 1024;
 
 function compare(a: string, b: string): number {
   if (a === b) return 0;

@@ -3,9 +3,10 @@ import { mkdir, readFile, stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { FluxError } from '../errors.ts';
 import { removeAbandoned, writeAtomically } from './atomic-file.ts';
-import { decodeFloat32, decodeTable, encodeFloat32, type FloatDtype } from './dtypes.ts';
+import { castToFloat8E4m3, decodeFloat32, encodeFloat32, type FloatDtype } from './dtypes.ts';
 import { readInto, uninitialized, withFile, writeFrom } from './files.ts';
 import {
+  BATCH_BYTES,
   batches,
   planLayout,
   type Batch,
@@ -125,12 +126,13 @@ async function isComplete(
 
 async function writeData(path: string, plan: Plan, onProgress: PrepareOptions['onProgress']): Promise<void> {
   const total = plan.tensors.reduce((sum, tensor) => sum + tensor.byteLength, 0);
+  const buffer = uninitialized(BATCH_BYTES);
   let done = 0;
   await writeAtomically(path, async (target) => {
     for (const [file, group] of Map.groupBy(batches(plan), (batch) => batch.file)) {
       await withFile(file, async (source) => {
         for (const batch of group) {
-          const bytes = uninitialized(batch.end - batch.begin);
+          const bytes = buffer.subarray(0, batch.end - batch.begin);
           await readInto(source, file, bytes, batch.begin);
           await writeFrom(target, convertBatch(batch, bytes), batch.outBegin);
           done += batch.pieces.reduce((sum, piece) => sum + piece.outLength, 0);
@@ -165,22 +167,8 @@ function convertPiece({ tensor }: Piece, from: Uint8Array, to: Uint8Array): void
   } else if (dtype === view.dtype) {
     to.set(from);
   } else if ((view.dtype === 'F16' || view.dtype === 'BF16') && view.scale === 1) {
-    const table = quantizeTable(view.dtype);
-    const codes = new Uint16Array(from.slice().buffer);
-    for (let i = 0; i < codes.length; i++) to[i] = table[codes[i]!]!;
+    castToFloat8E4m3(view.dtype, from, to);
   } else {
     to.set(encodeFloat32('F8_E4M3', decodeFloat32(view.dtype, from, view.scale)));
   }
-}
-
-const quantizeTables = new Map<string, Uint8Array>();
-
-/** The float8_e4m3fn code of every value of a two-byte dtype; made once. */
-function quantizeTable(dtype: 'F16' | 'BF16'): Uint8Array {
-  let table = quantizeTables.get(dtype);
-  if (!table) {
-    table = encodeFloat32('F8_E4M3', decodeTable(dtype));
-    quantizeTables.set(dtype, table);
-  }
-  return table;
 }
