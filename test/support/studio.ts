@@ -102,7 +102,7 @@ export async function startTestStudio(): Promise<TestStudio> {
 }
 
 /** Waits for a condition that another process or timer brings about. */
-export async function until(condition: () => boolean | Promise<boolean>, ms = 15_000): Promise<void> {
+export async function until(condition: () => boolean | Promise<boolean>, ms = 45_000): Promise<void> {
   for (const deadline = Date.now() + ms; !(await condition()); await sleep(10))
     if (Date.now() > deadline) throw new Error(`not within ${ms} ms: ${String(condition)}`);
 }
