@@ -23,7 +23,7 @@ async function accepted(body: Record<string, unknown> = {}): Promise<GenerationJ
 }
 
 async function finished(body: Record<string, unknown> = {}): Promise<GenerationJob> {
-  const response = await submit(api, { prompt: 'a red apple', ...body }, { Prefer: 'wait=10' });
+  const response = await submit(api, { prompt: 'a red apple', ...body }, { Prefer: 'wait=30' });
   return expectJson(response, 200, GenerationJob);
 }
 
@@ -76,9 +76,9 @@ describe('Prefer: wait', () => {
     const response = await submit(
       api,
       { prompt: 'a', seed: 7, count: 2 },
-      { Prefer: 'respond-async, wait=10' },
+      { Prefer: 'respond-async, wait=30' },
     );
-    expect(response.headers.get('preference-applied')).toBe('wait=10');
+    expect(response.headers.get('preference-applied')).toBe('wait=30');
     const job = await expectJson(response, 200, GenerationJob);
     expect(job).toMatchObject({ status: 'succeeded', attempts: 1, queue: { position: null } });
     expect(job.output?.images.map((image) => image.seed)).toEqual([7, 8]);
@@ -93,7 +93,7 @@ describe('Prefer: wait', () => {
     expect(job.status).toBe('running');
     expect(response.headers.get('preference-applied')).toBe('wait=1');
     gate.resolve();
-    expect((await api.jobs.wait({ tenant: 'default', id: job.id }, 5_000))?.status).toBe('succeeded');
+    expect((await api.jobs.wait({ tenant: 'default', id: job.id }, 30_000))?.status).toBe('succeeded');
   });
 
   test('a client that hangs up does not cancel its job', async () => {
@@ -110,7 +110,7 @@ describe('Prefer: wait', () => {
     hangUp.abort();
     await expect(request).rejects.toThrow('abort');
     gate.resolve();
-    expect((await api.jobs.wait({ tenant: 'default', id }, 5_000))?.status).toBe('succeeded');
+    expect((await api.jobs.wait({ tenant: 'default', id }, 30_000))?.status).toBe('succeeded');
   });
 
   test('a job that fails is a 200 with a coded error', async () => {
@@ -155,8 +155,8 @@ describe('cancel', () => {
     await until(async () => (await api.jobs.get({ tenant: 'default', id }))?.progress.step === 1);
     expect((await expectJson(await cancel(id), 202, GenerationJob)).status).toBe('running');
     gate.resolve();
-    expect((await api.jobs.wait({ tenant: 'default', id }, 5_000))?.status).toBe('canceled');
-    expect((await api.jobs.wait({ tenant: 'default', id: other.id }, 5_000))?.status).toBe('succeeded');
+    expect((await api.jobs.wait({ tenant: 'default', id }, 30_000))?.status).toBe('canceled');
+    expect((await api.jobs.wait({ tenant: 'default', id: other.id }, 30_000))?.status).toBe('succeeded');
   });
 
   test('a finished job is a conflict, an unknown one is not found', async () => {

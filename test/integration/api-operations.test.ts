@@ -1,5 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
+import http from 'node:http';
 import { join } from 'node:path';
 import { GenerationJob, ProblemPage, ReadinessView } from '@atelier/shared';
 import { createApp } from '../../apps/api/src/app.ts';
@@ -81,7 +82,9 @@ test('the OpenAPI document describes every route, each with its errors', async (
     expect(served.components.schemas).toHaveProperty(name!);
   }
   const submitted = served.paths['/v1/generations']!['post']!;
-  expect(Object.keys(submitted.responses).sort()).toEqual('200 202 400 401 413 415 422 500 503'.split(' '));
+  expect(Object.keys(submitted.responses).sort()).toEqual(
+    '200 202 400 401 413 415 421 422 500 503'.split(' '),
+  );
   expect(submitted.responses['202']?.headers).toHaveProperty('Location');
   GenerationJob.parse(submitted.responses['200']?.content?.['application/json']?.example);
 
@@ -113,7 +116,7 @@ test('the first page shows how to start and the latest pictures, and cannot be m
   api = await startTestApi();
   const worker = startInstantWorker(api);
   try {
-    const response = await submit(api, { prompt: '<script>alert(1)</script>' }, { Prefer: 'wait=10' });
+    const response = await submit(api, { prompt: '<script>alert(1)</script>' }, { Prefer: 'wait=30' });
     const job = await expectJson(response, 200, GenerationJob);
     const page = await get('/');
     const html = await page.text();
@@ -170,12 +173,34 @@ describe('with API keys', () => {
   });
 });
 
+test('without keys only names of this machine are answered: a web page cannot point its own name here', async () => {
+  api = await startTestApi({ ATELIER_PUBLIC_URL: 'https://studio.example.com' });
+  const answer = async (host: string, path: string) => {
+    const request = http.get(api.url + path, { headers: { Host: host } });
+    const [response] = (await once(request, 'response')) as [http.IncomingMessage];
+    response.resume();
+    return response.statusCode;
+  };
+  for (const host of ['localhost:6006', '127.0.0.1', '[::1]:6006', 'studio.example.com']) {
+    expect(await answer(host, '/v1/generations')).toBe(200);
+  }
+  for (const host of [
+    'evil.example.com:6006',
+    'localhost.evil.example.com',
+    '127.0.0.1.evil.example.com',
+    '10.0.0.1',
+  ]) {
+    expect(await answer(host, '/v1/generations')).toBe(421);
+    expect(await answer(host, '/')).toBe(421);
+  }
+});
+
 test('ATELIER_PUBLIC_URL is what image URLs start with', async () => {
   api = await startTestApi({ ATELIER_PUBLIC_URL: 'https://studio.example.com/' });
   const worker = startInstantWorker(api);
   try {
     const job = await expectJson(
-      await submit(api, { prompt: 'a' }, { Prefer: 'wait=10' }),
+      await submit(api, { prompt: 'a' }, { Prefer: 'wait=30' }),
       200,
       GenerationJob,
     );

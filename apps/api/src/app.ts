@@ -3,6 +3,7 @@ import express, { type Express } from 'express';
 import helmet from 'helmet';
 import { authenticate } from './auth.ts';
 import type { ApiDeps } from './deps.ts';
+import { guardHost } from './host-guard.ts';
 import { INDEX_STYLE_HASH, indexRoute } from './index-page.ts';
 import { requestLog } from './logging.ts';
 import { createApiMetrics } from './metrics.ts';
@@ -23,6 +24,8 @@ export function createApp(deps: ApiDeps, submissions: Submissions): Express {
     res.set('Cache-Control', 'private, no-cache');
     next();
   });
+
+  app.use(guardHost(deps.config, deps.settings));
 
   operationRoutes(app, deps, registry);
   indexRoute(app, deps);

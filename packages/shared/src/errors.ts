@@ -12,6 +12,7 @@ export const ERRORS = {
   payload_too_large: { status: 413, title: 'The body is too large', retryable: false },
   unsupported_media_type: { status: 415, title: 'The content type is not supported', retryable: false },
   range_not_satisfiable: { status: 416, title: 'The range is outside of the file', retryable: false },
+  misdirected_request: { status: 421, title: 'This host name is not served here', retryable: false },
   unknown_model: { status: 422, title: 'The model is not in the catalog', retryable: false },
   image_invalid: { status: 422, title: 'The input image cannot be read', retryable: false },
   training_unavailable: { status: 501, title: 'Training is not available in this version', retryable: false },

@@ -21,10 +21,10 @@ const DETAILS: Partial<Record<ErrorCode, string>> = {
   queue_unavailable: 'Redis does not answer; nothing was queued or changed. Try again in 5 s.',
 };
 
-/** Problem responses of the codes that a route can answer with, grouped by status; each route can answer 500. */
+/** Problem responses of the codes that a route can answer with, grouped by status; each route can answer 421 and 500. */
 export function problems(...codes: ErrorCode[]): ZodOpenApiResponsesObject {
   const byStatus = Map.groupBy<number, ErrorCode>(
-    [...codes, 'internal_error'],
+    [...codes, 'misdirected_request', 'internal_error'],
     (code) => ERRORS[code].status,
   );
   return Object.fromEntries(
