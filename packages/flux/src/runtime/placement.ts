@@ -1,3 +1,4 @@
+import { realpath } from 'node:fs/promises';
 import type { OpenedPart } from '../checkpoint/model-files.ts';
 import { prepareWeights } from '../checkpoint/prepare.ts';
 import type { LocatedTensor, WeightLocator } from '../graph/weights.ts';
@@ -6,9 +7,12 @@ import type { LocatedTensor, WeightLocator } from '../graph/weights.ts';
  * How a model part's weights come to the CPU provider.
  * 'expand': widened to fp32 once, into the cache, so that no step pays for it.
  * 'in-place': used as they lie in the checkpoint and widened by every run; for models whose fp32 form is too large.
- * 'fp8': matrices rounded to float8_e4m3fn once, into the cache, and widened by every run; halves bf16 and fp16.
+ * 'fp8': the matrices of the blocks (as in published fp8 checkpoints) rounded to float8_e4m3fn once, into the cache,
+ * and widened by every run; halves bf16 and fp16.
  */
 export type Placement = 'expand' | 'in-place' | 'fp8';
+
+const BLOCK = /^(single_)?transformer_blocks\./;
 
 export interface PrepareProgress {
   /** Bytes written and to be written. */
@@ -32,12 +36,22 @@ export async function placeWeights(
 ): Promise<WeightLocator> {
   const { weights } = part;
   const has = (name: string): boolean => weights.has(name);
-  if (placement === 'in-place') return { has, locate: (name) => weights.get(name) };
   const views = weights.names().map((name) => weights.get(name));
+  if (placement === 'in-place') {
+    // ONNX Runtime refuses links that leave the graph's folder, which is what a Hugging Face cache consists of.
+    const files = new Map<string, string>();
+    for (const { file } of views) if (!files.has(file)) files.set(file, await realpath(file));
+    const locate = (name: string): LocatedTensor => {
+      const view = weights.get(name);
+      return { ...view, file: files.get(view.file)! };
+    };
+    return { has, locate };
+  }
   const prepared = await prepareWeights({
     views,
     target: placement === 'fp8' ? 'F8_E4M3' : 'F32',
     cacheDir,
+    quantize: ({ name }) => BLOCK.test(name),
     ...(onProgress ? { onProgress } : {}),
   });
   return {
