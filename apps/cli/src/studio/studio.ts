@@ -74,7 +74,7 @@ export class Studio {
     this.#port = await claimPort(config.ATELIER_HOST, config.ATELIER_PORT);
     this.#redis = await resolveRedis({
       dataDir: config.ATELIER_DATA_DIR,
-      onDownload: (what) => this.#options.onPhase?.(`No Redis on this machine: downloading ${what}, once`),
+      onDownload: (what) => this.#options.onPhase?.(`No Redis on this machine: fetching ${what}, once`),
     });
     if (this.#stopping) {
       await this.#redis.stop();

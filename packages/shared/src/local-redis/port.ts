@@ -46,7 +46,7 @@ export async function replacePort(dir: string, taken: number): Promise<number> {
     throw new AtelierError(
       'conflict',
       `A Redis of this data folder already runs on port ${taken} (${dir}): is atelier already started? ` +
-        'Stop it first, or use another data folder.',
+        'Stop it first, or choose another data folder by ATELIER_DATA_DIR.',
     );
   }
   const chosen = await freePort();
