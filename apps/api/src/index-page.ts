@@ -52,12 +52,12 @@ export function renderIndex(origin: string, latest: readonly GenerationRecord[],
   const curl = `curl -sS ${origin}/v1/generations${auth} \\
   -H 'Content-Type: application/json' -H 'Prefer: wait=60' \\
   -d '{"prompt": "a red apple on a blue background"}'`;
-  const pictures = latest.map(
-    ({ id, input, output }) =>
-      `<li><a href="/v1/generations/${id}"><img src="/v1/generations/${id}/images/0" loading="lazy"` +
-      ` width="${output?.images[0]?.width}" height="${output?.images[0]?.height}" alt=""></a>` +
-      `${escapeHtml(input.prompt.slice(0, 120))}</li>`,
-  );
+  const pictures = latest.map(({ id, input, output }) => {
+    const prompt = escapeHtml(input.prompt.slice(0, 120));
+    const size = `width="${output?.images[0]?.width}" height="${output?.images[0]?.height}"`;
+    const image = `<img src="/v1/generations/${id}/images/0" loading="lazy" ${size} alt="${prompt}">`;
+    return `<li><a href="/v1/generations/${id}">${image}</a>${prompt}</li>`;
+  });
   return `<!doctype html>
 <html lang="en">
 <head>
