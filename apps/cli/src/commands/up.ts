@@ -55,12 +55,16 @@ export async function up(options: UpOptions): Promise<void> {
 }
 
 function banner(url: string, dataDir: string, ms: number): string {
+  const headers = [
+    "-H 'Content-Type: application/json' -H 'Prefer: wait=60'",
+    ...(process.env['ATELIER_API_KEYS'] ? ["-H 'Authorization: Bearer <one of ATELIER_API_KEYS>'"] : []),
+  ];
   const body = `'{"prompt": "a red apple on a blue background"}'`;
   return `
   ${bold('atelier')} is ready on ${bold(url)} ${dim(`after ${duration(ms)}`)}
 
-  ${dim('try')}   curl -sS ${url}/v1/generations -H 'Content-Type: application/json' -H 'Prefer: wait=60' -d ${body}
-  ${dim('docs')}  ${url}/docs
+  ${dim('try')}   curl -sS ${url}/v1/generations ${headers.join(' ')} -d ${body}
+  ${dim('api')}   ${url}/openapi.json
   ${dim('data')}  ${dataDir}
   ${dim('stop')}  Ctrl-C
 `;
