@@ -3,6 +3,7 @@ import { rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { buffer } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { FluxError } from '@atelier/flux';
 import { newAttemptToken } from '@atelier/shared';
 import type { JobEvent, JobRecord } from '@atelier/shared';
 import sharp from 'sharp';
@@ -191,6 +192,25 @@ describe('an engine that fails', () => {
   });
 });
 
+test('a model that cannot be loaded fails the job with the reason; the worker goes on', async () => {
+  class Unloadable extends InstantEngine {
+    override async load(): Promise<never> {
+      throw new FluxError('checkpoint_invalid', 'the header of transformer.safetensors is cut off');
+    }
+  }
+  const source = engineSource(() => new Unloadable(), instant);
+  await studio.worker(source, { ATELIER_ENGINE_PRELOAD: false });
+  expect(await ended(await studio.submit())).toMatchObject({
+    status: 'failed',
+    attempts: 1,
+    error: { code: 'model_load_failed', message: expect.stringContaining('is cut off'), retryable: false },
+  });
+  expect(await ended(await studio.submit())).toMatchObject({ status: 'succeeded' });
+  engines = [];
+  const refused = studio.worker(engineSource(() => new Unloadable()));
+  await expect(refused).rejects.toMatchObject({ code: 'checkpoint_invalid' });
+});
+
 describe('cancel', () => {
   test('stops a running job at its next step; the engine goes on with the next job', async () => {
     await studio.worker(engineSource(slow));
@@ -205,6 +225,15 @@ describe('cancel', () => {
     expect(record.progress.step).toBeLessThan(50);
     expect(await ended(next)).toMatchObject({ status: 'succeeded', attempts: 1 });
     expect(engines).toHaveLength(1);
+  });
+
+  test('leaves no picture behind', async () => {
+    await studio.worker(engineSource(slow));
+    const job = await studio.submit({ steps: 4, count: 8 });
+    await until(async () => (await storedKeys(job)).length > 0);
+    await studio.jobs.requestCancel(job);
+    expect(await ended(job)).toMatchObject({ status: 'canceled' });
+    await until(async () => (await storedKeys(job)).length === 0);
   });
 
   test('kills an engine that does not listen', async () => {

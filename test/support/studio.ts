@@ -77,6 +77,7 @@ export async function startTestStudio(): Promise<TestStudio> {
     },
     worker: async (spawnEngine, overrides = {}) => {
       const workerRedis = createRedis(config, 'worker');
+      ends.push(async () => workerRedis.disconnect());
       const worker = await startGpuWorker({
         config: { ...config, ...overrides },
         redis: workerRedis,
@@ -87,11 +88,11 @@ export async function startTestStudio(): Promise<TestStudio> {
       });
       let closing: Promise<void> | null = null;
       const close = (graceMs: number): Promise<void> => (closing ??= worker.close(graceMs));
-      ends.push(() => close(0).finally(() => workerRedis.disconnect()));
+      ends.push(() => close(0));
       return { ...worker, close };
     },
     stop: async () => {
-      await Promise.all(ends.map((end) => end()));
+      for (const end of ends.reverse()) await end();
       jobs.close();
       await queues.close();
       client.disconnect();

@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import { buffer } from 'node:stream/consumers';
 import { AtelierError } from '@atelier/shared';
 import type { Attempt, Catalog, GenerationRecord, JobStore, Logger, ObjectStore } from '@atelier/shared';
-import type { Progress, StoredImage, Timings } from '@atelier/shared';
+import type { Progress, StoredImage } from '@atelier/shared';
 import type { EngineHost } from './engine-host.ts';
 import type { EngineImage, EngineProgressListener } from './engine.ts';
 import { FORMATS, decodeImage, encodeImage } from './images.ts';
@@ -20,12 +20,7 @@ export interface AttemptDeps {
   log: Logger;
 }
 
-export interface AttemptResult {
-  images: StoredImage[];
-  timings: Timings;
-}
-
-type Phase = 'load_ms' | 'text_ms' | 'denoise_ms' | 'decode_ms' | 'encode_ms' | 'upload_ms';
+export type Phase = 'load_ms' | 'text_ms' | 'denoise_ms' | 'decode_ms' | 'encode_ms' | 'upload_ms';
 
 /** Where an attempt puts its images. No other attempt writes there, so a late one overwrites nothing. */
 export function imageKey(attempt: Attempt, index: number, extension: string): string {
@@ -33,7 +28,9 @@ export function imageKey(attempt: Attempt, index: number, extension: string): st
 }
 
 /**
- * Makes and stores the images of one attempt; the caller publishes them.
+ * Makes the images of one attempt and stores them, adding each to `images`; the caller publishes them, or deletes
+ * them when the attempt comes to nothing.
+ * @returns milliseconds by phase
  * @throws FluxError or AtelierError; when `stop` aborted, whatever was interrupted
  */
 export async function runAttempt(
@@ -41,7 +38,8 @@ export async function runAttempt(
   record: GenerationRecord,
   attempt: Attempt,
   stop: AbortController,
-): Promise<AttemptResult> {
+  images: StoredImage[],
+): Promise<Record<Phase, number>> {
   const { input } = record;
   const spent: Record<Phase, number> = {
     load_ms: 0,
@@ -56,7 +54,6 @@ export async function runAttempt(
     if (result !== 'done') stop.abort('superseded' satisfies StopReason);
     else if (current.cancel_requested_at) stop.abort('cancel' satisfies StopReason);
   });
-  const images: StoredImage[] = [];
   const onEngineProgress = progressOf(input.count, images, (value, urgent) => progress.report(value, urgent));
   try {
     spent.load_ms = await deps.engine.ensure(deps.catalog.get(input.model));
@@ -82,7 +79,7 @@ export async function runAttempt(
         spent[phase] += image.timings[phase];
       images.push(await storeImage(deps, record, attempt, index, image, spent, stop.signal));
     }
-    return { images, timings: spent };
+    return spent;
   } finally {
     progress.stop();
   }

@@ -1,10 +1,17 @@
 import { UnrecoverableError, WaitingError } from 'bullmq';
 import type { Job } from 'bullmq';
 import { codeLabel, newAttemptToken } from '@atelier/shared';
-import type { Attempt, Config, GenerationRecord, JobRef, QueuePayload, WorkerMetrics } from '@atelier/shared';
-import { imageKey, runAttempt } from './attempt.ts';
-import type { AttemptDeps, AttemptResult, StopReason } from './attempt.ts';
-import { FORMATS } from './images.ts';
+import type {
+  Attempt,
+  Config,
+  GenerationRecord,
+  JobRef,
+  QueuePayload,
+  StoredImage,
+  WorkerMetrics,
+} from '@atelier/shared';
+import { runAttempt } from './attempt.ts';
+import type { AttemptDeps, Phase, StopReason } from './attempt.ts';
 import { toJobError } from './job-error.ts';
 
 export interface ProcessorDeps extends AttemptDeps {
@@ -65,9 +72,11 @@ export class GenerationProcessor {
     metrics.busy.set(1);
     onCurrent(attempt.id);
     const killer = this.#killWhenIgnored(stop.signal);
+    const images: StoredImage[] = [];
+    let published = false;
     try {
-      const done = await runAttempt({ ...this.#deps, log }, record, attempt, stop);
-      await this.#publish(record, attempt, done, claimed, log);
+      const spent = await runAttempt({ ...this.#deps, log }, record, attempt, stop, images);
+      published = await this.#publish(record, attempt, images, spent, claimed, log);
     } catch (error) {
       await this.#ended(error, job, token, attempt, stop.signal, log);
     } finally {
@@ -75,40 +84,42 @@ export class GenerationProcessor {
       this.#running = null;
       metrics.busy.set(0);
       onCurrent(null);
+      // Not awaited: the job is settled, and nothing points at these objects.
+      if (!published) for (const { key } of images) this.#deps.store.delete(key).catch(() => {});
     }
   }
 
+  /** Whether this attempt's images are the job's result now. */
   async #publish(
     record: GenerationRecord,
     attempt: Attempt,
-    { images, timings }: AttemptResult,
+    images: StoredImage[],
+    spent: Record<Phase, number>,
     claimed: number,
     log: AttemptDeps['log'],
-  ): Promise<void> {
+  ): Promise<boolean> {
     const { jobs, metrics } = this.#deps;
     const elapsed = performance.now() - claimed;
-    const engine = timings.load_ms! + timings.text_ms! + timings.denoise_ms! + timings.decode_ms!;
-    const all = {
+    const engine = spent.load_ms + spent.text_ms + spent.denoise_ms + spent.decode_ms;
+    const timings = {
       queue_ms: Date.parse(record.started_at!) - Date.parse(record.created_at),
-      ...timings,
+      ...spent,
       overhead_ms: elapsed - engine,
       total_ms: elapsed,
     };
-    const rounded = Object.fromEntries(
-      Object.entries(all).map(([name, ms]) => [name, Math.round((ms ?? 0) * 10) / 10]),
-    );
+    const rounded = Object.fromEntries(Object.entries(timings).map(([name, ms]) => [name, tenths(ms)]));
     const { result } = await jobs.publish(attempt, images, rounded);
     if (result !== 'done') {
       log.warn('another attempt took over; this result is dropped');
       this.#count('superseded');
-      await this.#discard(attempt, record);
-      return;
+      return false;
     }
     const overheadMs = performance.now() - claimed - engine;
     metrics.overhead.observe(overheadMs / 1_000);
-    metrics.observe(all);
+    metrics.observe(timings);
     this.#count('succeeded');
-    log.info({ ...rounded, overhead_ms: Math.round(overheadMs * 10) / 10 }, 'job succeeded');
+    log.info({ ...rounded, overhead_ms: tenths(overheadMs) }, 'job succeeded');
+    return true;
   }
 
   /** Writes how the attempt ended, then throws what makes the queue do the same. */
@@ -179,13 +190,9 @@ export class GenerationProcessor {
     };
   }
 
-  async #discard(attempt: Attempt, { input }: GenerationRecord): Promise<void> {
-    const { extension } = FORMATS[input.format];
-    for (let index = 0; index < input.count; index++)
-      await this.#deps.store.delete(imageKey(attempt, index, extension)).catch(() => {});
-  }
-
   #count(outcome: JobOutcome, code = ''): void {
     this.#deps.metrics.jobs.inc({ kind: 'generation', outcome, code: code && codeLabel(code) });
   }
 }
+
+const tenths = (ms: number): number => Math.round(ms * 10) / 10;
