@@ -19,8 +19,8 @@ export async function encodeImage(
   const raw = sharp(image.pixels, { raw: { width: image.width, height: image.height, channels: 3 } });
   switch (format) {
     case 'png':
-      // Level 6 takes twice the time of level 3 for 3 % fewer bytes on generated pictures.
-      return raw.png({ compressionLevel: 3 }).toBuffer();
+      // A grainy 1024 x 1024 picture: 31 ms and 3.1 MB at level 1, 52 ms and 2.5 MB at level 3 and above.
+      return raw.png({ compressionLevel: 1 }).toBuffer();
     case 'jpeg':
       return raw.jpeg({ quality: 92, chromaSubsampling: '4:4:4' }).toBuffer();
     case 'webp':

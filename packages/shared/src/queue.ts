@@ -164,8 +164,13 @@ export class JobQueues {
       });
       // Outages reject the call that meets them; without a listener BullMQ writes them to the console.
       queue.on('error', () => {});
-      await queueCall(() => queue.waitUntilReady());
-      return queue;
+      try {
+        await queueCall(() => queue.waitUntilReady());
+        return queue;
+      } catch (error) {
+        await queue.close().catch(() => {});
+        throw error;
+      }
     })();
     this.#queues.set(kind, making);
     making.catch(() => this.#queues.delete(kind));
