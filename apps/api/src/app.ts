@@ -3,6 +3,7 @@ import express, { type Express } from 'express';
 import helmet from 'helmet';
 import { authenticate } from './auth.ts';
 import type { ApiDeps } from './deps.ts';
+import { docsRoute } from './docs-page.ts';
 import { guardHost } from './host-guard.ts';
 import { INDEX_STYLE_HASH, indexRoute } from './index-page.ts';
 import { requestLog } from './logging.ts';
@@ -29,6 +30,7 @@ export function createApp(deps: ApiDeps, submissions: Submissions): Express {
 
   operationRoutes(app, deps, registry);
   indexRoute(app, deps);
+  docsRoute(app);
   app.use('/v1', authenticate(deps.settings.keys));
   generationRoutes(app, deps, submissions);
   catalogRoutes(app, deps);

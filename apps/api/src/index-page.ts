@@ -21,6 +21,7 @@ ul.pictures img { display: block; width: 100%; height: auto; }
 export const INDEX_STYLE_HASH = `'sha256-${createHash('sha256').update(STYLE).digest('base64')}'`;
 
 const LINKS: readonly [path: string, what: string][] = [
+  ['/docs', 'the API to read and try'],
   ['/openapi.json', 'the API as an OpenAPI 3.1 document'],
   ['/v1/generations', 'all generations'],
   ['/v1/models', 'models'],

@@ -64,7 +64,7 @@ function banner(url: string, dataDir: string, ms: number): string {
   ${bold('atelier')} is ready on ${bold(url)} ${dim(`after ${duration(ms)}`)}
 
   ${dim('try')}   curl -sS ${url}/v1/generations ${headers.join(' ')} -d ${body}
-  ${dim('api')}   ${url}/openapi.json
+  ${dim('docs')}  ${url}/docs
   ${dim('data')}  ${dataDir}
   ${dim('stop')}  Ctrl-C
 `;
