@@ -92,7 +92,7 @@ export async function startTestStudio(): Promise<TestStudio> {
       return { ...worker, close };
     },
     stop: async () => {
-      for (const end of ends.reverse()) await end();
+      for (const end of ends.toReversed()) await end();
       jobs.close();
       await queues.close();
       client.disconnect();
