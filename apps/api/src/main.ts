@@ -14,7 +14,7 @@ import { type ApiSettings, loadSettings } from './settings.ts';
 
 async function main(config: Config, settings: ApiSettings): Promise<void> {
   const log = createLogger(config, 'api');
-  const catalog = await loadCatalog(config);
+  const catalog = await loadCatalog(config, { files: 'unchecked' });
   const redis = createRedis(config, 'api');
   const jobs = new JobStore(redis);
   const queues = new JobQueues(config, redis);

@@ -44,6 +44,7 @@ export class EngineHost {
       files: model.files,
       cacheDir: config.ATELIER_CACHE_DIR,
       maxSequenceLength: model.defaults.max_sequence_length,
+      ...(model.quantize ? { placement: model.quantize } : {}),
       ...(config.ATELIER_ENGINE_THREADS === undefined ? {} : { threads: config.ATELIER_ENGINE_THREADS }),
     };
     try {

@@ -63,6 +63,14 @@ test('complete defaults in the catalog need no model_index.json', async () => {
   expect((await load([{ ...ENTRY, defaults: DEFAULTS }])).default.defaults).toEqual(DEFAULTS);
 });
 
+test('a process without weights can name models that one with weights must find', async () => {
+  const away = { ...ENTRY, name: 'away', folder: 'elsewhere', defaults: DEFAULTS, quantize: 'fp8' };
+  await expect(load([away])).rejects.toMatchObject({ code: 'model_load_failed' });
+  const config = { ATELIER_CATALOG: join(dir, 'catalog.json'), ATELIER_MODELS_DIR: dir };
+  const catalog = await loadCatalog(config, { files: 'unchecked' });
+  expect(catalog.get('away')).toMatchObject({ quantize: 'fp8', defaults: DEFAULTS });
+});
+
 test('an unknown model lists the names', async () => {
   const catalog = await load([{ ...ENTRY, defaults: DEFAULTS }]);
   expect(() => catalog.get('sdxl')).toThrow('The model "sdxl" is not in the catalog: m');

@@ -30,6 +30,8 @@ export interface ModelEntry {
   title: string;
   family: 'flux';
   license: string;
+  /** Round the transformer's matrices to this type once, into the cache, when the files have a wider one. */
+  quantize: 'fp8' | null;
   defaults: ModelDefaults;
   files: ModelPaths;
 }
@@ -75,6 +77,7 @@ const CatalogFile = z.strictObject({
         folder: z.string().min(1),
         license: z.string().min(1),
         files: Files.partial().optional(),
+        quantize: z.literal('fp8').optional(),
         defaults: Defaults.partial().optional(),
       }),
     )
@@ -128,10 +131,12 @@ export class Catalog {
 
 /**
  * Reads the catalog and the defaults of each model's folder. Whether weights are sound is found when they are loaded.
+ * Processes that only name models run where no weights are, and ask for `files: 'unchecked'`.
  * @throws AtelierError `model_load_failed` that names the file and what is wrong with it
  */
 export async function loadCatalog(
   config: Pick<Config, 'ATELIER_CATALOG' | 'ATELIER_MODELS_DIR'>,
+  options: { files?: 'checked' | 'unchecked' } = {},
 ): Promise<Catalog> {
   const path = config.ATELIER_CATALOG;
   const file = await readJson(path, CatalogFile);
@@ -140,12 +145,15 @@ export async function loadCatalog(
       const folder = join(config.ATELIER_MODELS_DIR, model.folder);
       const files = { ...DEFAULT_FILES, ...definedOf(model.files ?? {}) };
       const at = (name: keyof typeof files): Promise<string> =>
-        existing(join(folder, files[name]), model.name);
+        options.files === 'unchecked'
+          ? Promise.resolve(join(folder, files[name]))
+          : existing(join(folder, files[name]), model.name);
       return {
         name: model.name,
         title: model.title,
         family: model.family,
         license: model.license,
+        quantize: model.quantize ?? null,
         defaults: await defaultsOf(model.name, folder, definedOf(model.defaults ?? {})),
         files: {
           transformer: await at('transformer'),
