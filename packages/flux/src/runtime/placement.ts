@@ -42,8 +42,8 @@ export async function placeWeights(
     const files = new Map<string, string>();
     for (const { file } of views) if (!files.has(file)) files.set(file, await realpath(file));
     const locate = (name: string): LocatedTensor => {
-      const view = weights.get(name);
-      return { ...view, file: files.get(view.file)! };
+      const { file, offset, byteLength, dtype, shape, scale } = weights.get(name);
+      return { file: files.get(file)!, offset, byteLength, dtype, shape, scale };
     };
     return { has, locate };
   }
