@@ -1,6 +1,7 @@
 import { parseArgs } from 'node:util';
 import { benchEngine, type BenchOptions } from './engine.ts';
 import { benchPeer } from './peer.ts';
+import { benchService } from './service.ts';
 import { median } from './statistics.ts';
 
 /*
@@ -15,6 +16,7 @@ const { values } = parseArgs({
     runs: { type: 'string', default: '3' },
     rounds: { type: 'string', default: '2' },
     threads: { type: 'string', default: '2' },
+    jobs: { type: 'string', default: '20' },
     python: { type: 'string', default: process.env['PYTHON'] ?? 'python3' },
   },
 });
@@ -76,6 +78,13 @@ console.log(
   torch
     ? `peer: diffusers on torch ${torch}`
     : `peer: none, ${values.python} lacks the packages of test/golden/requirements.txt (PYTHON=... names another)`,
+);
+
+const service = await benchService(Number(values.jobs), 4);
+console.log(
+  `service, ${values.jobs} jobs: ${round1(median(service.overheadMs))} ms (at most ` +
+    `${round1(Math.max(...service.overheadMs))}) in the worker outside the engine; ` +
+    `${round1(median(service.roundTripMs))} ms from request to answer outside the engine`,
 );
 
 function collect(
