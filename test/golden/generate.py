@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+import lora_goldens
 import mini
 import numerics
 import stages
@@ -24,6 +25,8 @@ def generate_tiny(spec: tiny.Spec, bundled: Path, out: Path) -> None:
         tensors |= variants.variants(model, folder / "variants")
     tiny.write_tensors(folder / "goldens.safetensors", tensors)
     tiny.write_json(folder / "goldens.json", scalars, compact=True)
+    if spec is tiny.DEV:
+        lora_goldens.goldens(model, out / "lora", folder / "variants")
 
 
 def generate_numerics(out: Path) -> None:
