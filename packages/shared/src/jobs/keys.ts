@@ -6,25 +6,25 @@ export const KEY_PREFIX = '{atelier}';
 
 const TENANT = /^[a-z0-9][a-z0-9-]{0,62}$/;
 
-function checked(tenant: string): string {
+export function checkedTenant(tenant: string): string {
   if (!TENANT.test(tenant)) throw new RangeError(`tenant ${JSON.stringify(tenant)} does not match ${TENANT}`);
   return tenant;
 }
 
 /** Hash: the record. */
 export const recordKey = ({ tenant, id }: JobRef): string =>
-  `${KEY_PREFIX}:tenant:${checked(tenant)}:job:${id}`;
+  `${KEY_PREFIX}:tenant:${checkedTenant(tenant)}:job:${id}`;
 
 /** Sorted set with equal scores, so in order of id, which is that of creation by millisecond: a tenant's jobs. */
 export const indexKey = (tenant: string, kind: JobKind): string =>
-  `${KEY_PREFIX}:tenant:${checked(tenant)}:jobs:${kind}`;
+  `${KEY_PREFIX}:tenant:${checkedTenant(tenant)}:jobs:${kind}`;
 
 /** Sorted set by time of creation: `tenant/id` of each job that has not ended, over all tenants. */
 export const openKey = (kind: JobKind): string => `${KEY_PREFIX}:open:${kind}`;
 
 /** Channel: a JobEvent for each change of a job. */
 export const eventChannel = ({ tenant, id }: JobRef): string =>
-  `${KEY_PREFIX}:tenant:${checked(tenant)}:events:${id}`;
+  `${KEY_PREFIX}:tenant:${checkedTenant(tenant)}:events:${id}`;
 
 /** Channel: `tenant/id` of each running job that was asked to stop. */
 export const CANCEL_CHANNEL = `${KEY_PREFIX}:cancel`;

@@ -1,6 +1,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { Readable } from 'node:stream';
 import { buffer } from 'node:stream/consumers';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { ObjectStore } from './types.ts';
 
 /**
@@ -98,6 +99,40 @@ export function describeObjectStore(
         if (result.status === 'rejected') expect(result.reason).toMatchObject({ code: 'conflict' });
       await expect(put('once.txt', 'late', { ifNoneMatch: '*' })).rejects.toMatchObject({ code: 'conflict' });
       expect(await read('once.txt')).toBe(`writer ${winner}`);
+    });
+
+    test('a conditional put of many parts is refused as a whole', async () => {
+      const big = () => Readable.from(Array.from({ length: 12 }, () => Buffer.alloc(1 << 20, 'x')));
+      await put('taken.bin', 'first');
+      const late = store.put('taken.bin', big(), { ...text, ifNoneMatch: '*' });
+      await expect(late).rejects.toMatchObject({ code: 'conflict' });
+      expect(await read('taken.bin')).toBe('first');
+      await store.put('free.bin', big(), { ...text, ifNoneMatch: '*' });
+      expect(await store.head('free.bin')).toMatchObject({ size: 12 << 20 });
+    });
+
+    test('copies bytes and type over what was there', async () => {
+      await store.put('a/from@1.png', Buffer.from('png'), { contentType: 'image/avif' });
+      await put('b/to', 'before');
+      expect(await store.copy('a/from@1.png', 'b/to')).toBe(true);
+      expect(await read('b/to')).toBe('png');
+      expect(await store.head('b/to')).toMatchObject({ size: 3, contentType: 'image/avif' });
+      await store.delete('a/from@1.png');
+      expect(await store.head('b/to')).toMatchObject({ contentType: 'image/avif' });
+      expect(await store.copy('a/from@1.png', 'b/to')).toBe(false);
+      expect(await read('b/to')).toBe('png');
+    });
+
+    test('a presigned URL, where there are some, gives the bytes to anybody for a while', async () => {
+      await put('a/b@1.txt', 'for anybody');
+      const url = await store.presignGet?.('a/b@1.txt', { seconds: 1, filename: 'b.txt' });
+      if (url === undefined) return;
+      const response = await fetch(url);
+      expect([response.status, await response.text()]).toEqual([200, 'for anybody']);
+      expect(response.headers.get('content-disposition')).toBe('attachment; filename="b.txt"');
+      expect((await fetch(url.replace('b%401', 'c%401').replace('b@1', 'c@1'))).status).toBe(403);
+      await sleep(2_100);
+      expect((await fetch(url)).status).toBe(403);
     });
 
     test('a stream that fails leaves what was there, and its own error comes out', async () => {

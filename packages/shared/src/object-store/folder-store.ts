@@ -101,6 +101,15 @@ export class FolderStore implements ObjectStore {
     });
   }
 
+  async copy(from: string, to: string): Promise<boolean> {
+    checkKey(to);
+    // Read and written like any other body: a hard link would share its etag, which names the content type.
+    const source = await this.get(from);
+    if (!source) return false;
+    await this.put(to, source.body, { contentType: source.contentType });
+    return true;
+  }
+
   async delete(key: string): Promise<void> {
     checkKey(key);
     await this.#translating(key, async () => {

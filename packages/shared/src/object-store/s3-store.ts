@@ -1,4 +1,5 @@
 import {
+  CopyObjectCommand,
   DeleteObjectCommand,
   GetObjectCommand,
   HeadBucketCommand,
@@ -9,6 +10,7 @@ import {
   S3ServiceException,
 } from '@aws-sdk/client-s3';
 import { Upload } from '@aws-sdk/lib-storage';
+import { getSignedUrl } from '@aws-sdk/s3-request-presigner';
 import { Readable, Transform } from 'node:stream';
 import { AtelierError } from '../errors.ts';
 import { withBodyErrors } from './body.ts';
@@ -90,6 +92,26 @@ export class S3Store implements ObjectStore {
         .catch(absentAsNull);
       return response && { ...describe(key, response), size: response.ContentLength ?? 0 };
     });
+  }
+
+  async copy(from: string, to: string): Promise<boolean> {
+    checkKey(from);
+    checkKey(to);
+    return this.#translating(to, async () => {
+      const source = [this.#bucket, ...from.split('/').map(encodeURIComponent)].join('/');
+      const command = new CopyObjectCommand({ Bucket: this.#bucket, Key: to, CopySource: source });
+      return (await this.#client.send(command).catch(absentAsNull)) !== null;
+    });
+  }
+
+  async presignGet(key: string, options: { seconds: number; filename: string }): Promise<string> {
+    checkKey(key);
+    const command = new GetObjectCommand({
+      Bucket: this.#bucket,
+      Key: key,
+      ResponseContentDisposition: `attachment; filename="${options.filename}"`,
+    });
+    return this.#translating(key, () => getSignedUrl(this.#client, command, { expiresIn: options.seconds }));
   }
 
   async delete(key: string): Promise<void> {

@@ -42,10 +42,17 @@ export interface ObjectStore {
   /** `range` in bytes, both ends inclusive, `end` open when absent; null when the key does not exist. */
   get(key: string, options?: { range?: { start: number; end?: number } }): Promise<StoredObject | null>;
   head(key: string): Promise<ObjectInfo | null>;
+  /** Makes `to` what `from` is, replacing what was there; false when `from` does not exist. */
+  copy(from: string, to: string): Promise<boolean>;
   /** Without effect when the key does not exist. */
   delete(key: string): Promise<void>;
   /** Objects whose key starts with `prefix`, in ascending order of key; `limit` 1 to 1000, 1000 when absent. */
   list(prefix: string, options?: { cursor?: string; limit?: number }): Promise<ObjectPage>;
+  /**
+   * A URL under which anybody can GET the object for `seconds`, as a download called `filename`. Absent where the
+   * store has no server of its own.
+   */
+  presignGet?(key: string, options: { seconds: number; filename: string }): Promise<string>;
   /** Resolves when the store can be used, for readiness. */
   ping(): Promise<void>;
   close(): Promise<void>;
