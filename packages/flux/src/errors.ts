@@ -3,6 +3,8 @@ export type FluxErrorCode =
   | 'checkpoint_invalid'
   | 'checkpoint_unsupported'
   | 'checkpoint_missing'
+  | 'lora_invalid'
+  | 'lora_unsupported'
   | 'request_invalid'
   | 'engine_crashed'
   | 'engine_failed'

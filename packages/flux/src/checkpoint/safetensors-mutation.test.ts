@@ -3,24 +3,9 @@ import { readFile } from 'node:fs/promises';
 import { FluxError } from '../errors.ts';
 import { DTYPE_BYTES, type Dtype } from './dtypes.ts';
 import { openSafetensors, writeSafetensors, type SafetensorsFile } from './safetensors.ts';
-import { entry, temporaryFolder } from './testing.ts';
+import { entry, generator, pick, type Random, temporaryFolder } from './testing.ts';
 
 const folder = temporaryFolder();
-
-/** A seeded generator of integers below `limit` (mulberry32). */
-function generator(seed: number): (limit: number) => number {
-  let state = seed;
-  return (limit) => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) % limit;
-  };
-}
-
-type Random = ReturnType<typeof generator>;
-
-const pick = <T>(random: Random, items: readonly T[]): T => items[random(items.length)]!;
 
 /** Changes, drops or inserts single bytes anywhere, the length prefix included, or cuts or extends the file. */
 function mutateBytes(random: Random, valid: Buffer): Buffer {

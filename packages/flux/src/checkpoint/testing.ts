@@ -71,6 +71,21 @@ export async function writeEdited(
   return target;
 }
 
+/** A seeded generator of integers below `limit` (mulberry32). */
+export function generator(seed: number): (limit: number) => number {
+  let state = seed;
+  return (limit) => {
+    state = (state + 0x6d2b79f5) | 0;
+    let t = Math.imul(state ^ (state >>> 15), 1 | state);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) % limit;
+  };
+}
+
+export type Random = ReturnType<typeof generator>;
+
+export const pick = <T>(random: Random, items: readonly T[]): T => items[random(items.length)]!;
+
 /** A Black Forest Labs transformer of zeros with one block of each kind and one head of the full width. */
 export function bflTransformer(width: number, mlp = 2 * width): TensorEntry[] {
   const modules: [string, number, number][] = [

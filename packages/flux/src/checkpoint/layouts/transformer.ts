@@ -1,65 +1,35 @@
 import { firstFew, missing, unsupported } from '../problems.ts';
 import type { StoredTensors } from '../stored-tensors.ts';
 import type { Layout, Part } from './layout.ts';
+import {
+  DIFFUSERS_ADA_LN,
+  DIFFUSERS_HALVES,
+  DOUBLE_MODULES,
+  isHeadNorm,
+  type ModuleTable,
+  SINGLE_MODULES,
+  TOP_MODULES,
+} from './transformer-modules.ts';
 
-/** Modules of a Black Forest Labs file and the canonical ones that each holds, row by row. */
-const TOP: readonly (readonly [string, ...string[]])[] = [
-  ['img_in', 'x_embedder'],
-  ['txt_in', 'context_embedder'],
-  ['time_in.in_layer', 'time_text_embed.timestep_embedder.linear_1'],
-  ['time_in.out_layer', 'time_text_embed.timestep_embedder.linear_2'],
-  ['guidance_in.in_layer', 'time_text_embed.guidance_embedder.linear_1'],
-  ['guidance_in.out_layer', 'time_text_embed.guidance_embedder.linear_2'],
-  ['vector_in.in_layer', 'time_text_embed.text_embedder.linear_1'],
-  ['vector_in.out_layer', 'time_text_embed.text_embedder.linear_2'],
-  ['final_layer.adaLN_modulation.1', 'norm_out.linear_shift', 'norm_out.linear_scale'],
-  ['final_layer.linear', 'proj_out'],
-];
-
-const DOUBLE: typeof TOP = [
-  ['img_mod.lin', 'norm1.linear'],
-  ['txt_mod.lin', 'norm1_context.linear'],
-  ['img_attn.qkv', 'attn.to_q', 'attn.to_k', 'attn.to_v'],
-  ['txt_attn.qkv', 'attn.add_q_proj', 'attn.add_k_proj', 'attn.add_v_proj'],
-  ['img_attn.norm.query_norm', 'attn.norm_q'],
-  ['img_attn.norm.key_norm', 'attn.norm_k'],
-  ['txt_attn.norm.query_norm', 'attn.norm_added_q'],
-  ['txt_attn.norm.key_norm', 'attn.norm_added_k'],
-  ['img_attn.proj', 'attn.to_out.0'],
-  ['txt_attn.proj', 'attn.to_add_out'],
-  ['img_mlp.0', 'ff.net.0.proj'],
-  ['img_mlp.2', 'ff.net.2'],
-  ['txt_mlp.0', 'ff_context.net.0.proj'],
-  ['txt_mlp.2', 'ff_context.net.2'],
-];
-
-const SINGLE: typeof TOP = [
-  ['modulation.lin', 'norm.linear'],
-  ['linear1', 'attn.to_q', 'attn.to_k', 'attn.to_v', 'proj_mlp'],
-  ['linear2', 'proj_out'],
-  ['norm.query_norm', 'attn.norm_q'],
-  ['norm.key_norm', 'attn.norm_k'],
-];
-
-/** diffusers stores the final adaLN with its halves the other way round. */
-const DIFFUSERS_ADA_LN = 'norm_out.linear';
-const DIFFUSERS_HALVES = Object.freeze(['norm_out.linear_scale', 'norm_out.linear_shift']);
-
-/** Both directions of the tables above, for one kind of block or for what lies outside the blocks. */
+/** Both directions of the tables, for one kind of block or for what lies outside the blocks. */
 class ModuleMap {
   readonly canonical: ReadonlyMap<string, readonly string[]>;
   readonly stored: ReadonlyMap<string, string>;
 
-  constructor(table: typeof TOP) {
+  constructor(table: ModuleTable) {
     this.canonical = new Map(table.map(([stored, ...canonical]) => [stored, canonical]));
     this.stored = new Map(table.flatMap(([stored, ...canonical]) => canonical.map((name) => [name, stored])));
   }
 }
 
 const BLOCKS = Object.freeze([
-  { stored: 'double_blocks.', canonical: 'transformer_blocks.', modules: new ModuleMap(DOUBLE) },
-  { stored: 'single_blocks.', canonical: 'single_transformer_blocks.', modules: new ModuleMap(SINGLE) },
-  { stored: '', canonical: '', modules: new ModuleMap(TOP) },
+  { stored: 'double_blocks.', canonical: 'transformer_blocks.', modules: new ModuleMap(DOUBLE_MODULES) },
+  {
+    stored: 'single_blocks.',
+    canonical: 'single_transformer_blocks.',
+    modules: new ModuleMap(SINGLE_MODULES),
+  },
+  { stored: '', canonical: '', modules: new ModuleMap(TOP_MODULES) },
 ]);
 
 interface Path {
@@ -75,11 +45,6 @@ function parsePath(name: string, prefix: string): Path | undefined {
   const pattern = prefix ? /^(\d+\.)(.+)\.(\w+)$/ : /^()(.+)\.(\w+)$/;
   const [, index, module, leaf] = pattern.exec(name.slice(prefix.length)) ?? [];
   return index !== undefined && module && leaf ? { index, module, leaf } : undefined;
-}
-
-/** Per-head norms are `scale` in Black Forest Labs files and `weight` in canonical names. */
-function isHeadNorm(storedModule: string): boolean {
-  return storedModule.endsWith('_norm');
 }
 
 /** The single-file layout of Black Forest Labs. */

@@ -89,7 +89,8 @@ export function clipSpec(weights: MappedWeights, config: Config): ClipSpec {
   return spec;
 }
 
-function clipShapes(spec: ClipSpec): ExpectedShapes {
+/** Every tensor of a CLIP text encoder of these sizes, by canonical name. */
+export function clipShapes(spec: ClipSpec): ExpectedShapes {
   const { hiddenSize: d } = spec;
   const table = new ShapeTable();
   table.module('text_model.embeddings.token_embedding', [spec.vocabSize, d], false);

@@ -84,7 +84,7 @@ export function transformerSpec(weights: MappedWeights, config: Config): Transfo
     timestepDim,
     hasQkvBias: !weights.layout.qkvBiasOptional || weights.has('transformer_blocks.0.attn.to_q.bias'),
   });
-  checkTensors(weights, expectedShapes(spec));
+  checkTensors(weights, transformerShapes(spec));
   config.checkAgainst({
     num_layers: spec.doubleBlocks,
     num_single_layers: spec.singleBlocks,
@@ -114,7 +114,7 @@ function axesDims(config: Config, headDim: number): readonly number[] {
 }
 
 /** Every tensor of a FLUX transformer of these sizes, by canonical name. */
-function expectedShapes(spec: TransformerSpec): ExpectedShapes {
+export function transformerShapes(spec: TransformerSpec): ExpectedShapes {
   const { hiddenSize: d, mlpSize, headDim, timestepDim } = spec;
   const table = new ShapeTable();
   table.module('x_embedder', [d, spec.inChannels]);

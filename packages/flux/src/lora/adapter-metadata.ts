@@ -1,0 +1,134 @@
+import { isObject, type JsonObject, parseJsonObject } from '../checkpoint/json.ts';
+import { loraInvalid, loraUnsupported, shown } from './problems.ts';
+import type { Source } from './sources.ts';
+
+/** Where diffusers keeps the LoraConfig of PEFT in a safetensors file. */
+export const ADAPTER_METADATA_KEY = 'lora_adapter_metadata';
+
+/** A module path, which PEFT reads as a regular expression; ^ ties it to the beginning. */
+const PLAIN_PATTERN = /^\^?[\w.]+\$?$/;
+
+interface Config {
+  readonly rank: number;
+  readonly alpha: number;
+  /** Module paths and what they have instead, in the order of the file, in which PEFT takes the first that matches. */
+  readonly ranks: readonly (readonly [string, number])[];
+  readonly alphas: readonly (readonly [string, number])[];
+  /** Divide by the root of the rank. */
+  readonly rankStabilized: boolean;
+}
+
+/** The LoraConfigs of a file, one per part of the pipeline. */
+export class AdapterMetadata {
+  readonly #file: string;
+  readonly #fields: JsonObject;
+  readonly #configs = new Map<string, Config | undefined>();
+
+  private constructor(file: string, fields: JsonObject) {
+    this.#file = file;
+    this.#fields = fields;
+  }
+
+  /** @throws FluxError `lora_invalid` when it is no JSON object */
+  static parse(file: string, metadata: Readonly<Record<string, string>>): AdapterMetadata | undefined {
+    const text = metadata[ADAPTER_METADATA_KEY];
+    if (text === undefined) return undefined;
+    return new AdapterMetadata(
+      file,
+      parseJsonObject(file, ADAPTER_METADATA_KEY, new TextEncoder().encode(text)),
+    );
+  }
+
+  /**
+   * The factor that the metadata gives the module; undefined when they do not speak about its part.
+   *
+   * @param rank of the matrices, which the metadata must agree with
+   */
+  scaleOf({ stem, located }: Source, rank: number): number | undefined {
+    if (located.dialect !== 'peft') return undefined;
+    const config = this.#configOf(located.prefix);
+    if (!config) return undefined;
+    const expected = matching(config.ranks, located.path) ?? config.rank;
+    if (expected !== rank) {
+      throw loraInvalid(
+        this.#file,
+        `${shown(stem)} has rank ${rank}; its ${ADAPTER_METADATA_KEY} says ${expected}`,
+        { key: stem, found: rank, expected },
+      );
+    }
+    const alpha = matching(config.alphas, located.path) ?? config.alpha;
+    return alpha / (config.rankStabilized ? Math.sqrt(rank) : rank);
+  }
+
+  #configOf(prefix: string): Config | undefined {
+    if (!this.#configs.has(prefix)) this.#configs.set(prefix, this.#parseConfig(prefix));
+    return this.#configs.get(prefix);
+  }
+
+  #parseConfig(prefix: string): Config | undefined {
+    // A LoRA that is saved without its pipeline has neither prefixes in its keys nor here.
+    const part = prefix === 'base_model.model.' ? '' : prefix;
+    if (
+      !Object.keys(this.#fields).some((key) => key.startsWith(part) && key.indexOf('.') === part.length - 1)
+    )
+      return undefined;
+    const field = (name: string): unknown => this.#fields[part + name];
+    const type = field('peft_type') ?? 'LORA';
+    if (type !== 'LORA') throw this.#unsupported(`${part}peft_type`, type, 'LORA');
+    const flag = field('use_rslora') ?? false;
+    if (typeof flag !== 'boolean') throw this.#wrong(`${part}use_rslora`, flag, 'true or false');
+    return {
+      rank: this.#positive(`${part}r`, field('r')),
+      alpha: this.#finite(`${part}lora_alpha`, field('lora_alpha')),
+      ranks: this.#patterns(`${part}rank_pattern`, field('rank_pattern')),
+      alphas: this.#patterns(`${part}alpha_pattern`, field('alpha_pattern')),
+      rankStabilized: flag,
+    };
+  }
+
+  #patterns(name: string, value: unknown): [string, number][] {
+    if (value === undefined || value === null) return [];
+    if (!isObject(value)) throw this.#wrong(name, value, 'an object of numbers');
+    return Object.entries(value).map(([pattern, number]) => {
+      if (!PLAIN_PATTERN.test(pattern)) throw this.#unsupported(name, pattern, 'module paths');
+      return [pattern.replace(/\$$/, ''), this.#finite(`${name} of ${shown(pattern)}`, number)];
+    });
+  }
+
+  #positive(name: string, value: unknown): number {
+    if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 1)
+      throw this.#wrong(name, value, 'an integer of at least 1');
+    return value;
+  }
+
+  #finite(name: string, value: unknown): number {
+    if (typeof value !== 'number' || !Number.isFinite(value)) throw this.#wrong(name, value, 'a number');
+    return value;
+  }
+
+  #wrong(name: string, found: unknown, expected: string) {
+    return loraInvalid(
+      this.#file,
+      `${ADAPTER_METADATA_KEY} has ${name} ${shown(found)}; expected ${expected}`,
+      {
+        key: name,
+        found: shown(found),
+      },
+    );
+  }
+
+  #unsupported(name: string, found: unknown, allowed: string) {
+    return loraUnsupported(
+      this.#file,
+      `${ADAPTER_METADATA_KEY} has ${name} ${shown(found)}; supported: ${allowed}`,
+      { key: name, found: shown(found) },
+    );
+  }
+}
+
+/** PEFT's rule: a pattern is the whole path or its end after a dot. */
+function matching(patterns: readonly (readonly [string, number])[], path: string): number | undefined {
+  return patterns.find(([pattern]) =>
+    pattern.startsWith('^') ? path === pattern.slice(1) : path === pattern || path.endsWith(`.${pattern}`),
+  )?.[1];
+}
