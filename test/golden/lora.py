@@ -1,11 +1,12 @@
 """What the LoRA goldens share: module shapes, seeded factors, and a file under construction with its exact deltas."""
 
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 import layouts
 from tiny import Model
@@ -82,9 +83,19 @@ class Lora:
         return self
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: t.detach().clone().contiguous() for name, t in sorted(self.tensors.items())}
-        save_file(tensors, path, metadata={"format": "pt", **self.metadata})
+        write_lora(path, self.tensors, self.metadata)
+
+
+def write_lora(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
+    """A safetensors file; the library orders metadata anew in each process, so the header is written again, sorted."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = save({n: t.detach().clone().contiguous() for n, t in sorted(tensors.items())}, metadata={"format": "pt", **metadata})
+    length = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[length:])
 
 
 def canonical(lora: Lora) -> dict[str, Tensors]:

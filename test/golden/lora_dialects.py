@@ -5,6 +5,8 @@ import re
 
 import torch
 from peft import LoraConfig
+from peft.tuners.loha.layer import make_weight as make_hadamard
+from peft.tuners.lokr.layer import make_kron
 
 from lora import Base, Lora, Shapes, Tensors
 
@@ -186,3 +188,105 @@ def xlabs(base: Base) -> Lora:
         lora.tensors |= {f"{key}.down.weight": down, f"{key}.up.weight": up}
         lora.bfl[module] = torch.cat([delta, torch.zeros(rows - width, columns)])
     return lora.finish()
+
+
+def comfy_ab(base: Base) -> Lora:
+    """ComfyUI's paths with lora_A and lora_B, no alpha."""
+    lora = Lora("comfy_ab", base, 321, 0.2)
+    for module in blocks(base.bfl, 1):
+        _add_peft(lora, f"diffusion_model.{module}", lora.bfl, module, base.bfl[module], 3)
+    return lora.finish()
+
+
+def bfl(base: Base) -> Lora:
+    """Black Forest Labs' bare paths, as in their control LoRAs, without the biases, norms and wider img_in of those."""
+    lora = Lora("bfl", base, 322, 0.16, torch.bfloat16)
+    for index, module in enumerate(blocks(base.bfl, 0, 1) + top(base.bfl)):
+        _add_peft(lora, module, lora.bfl, module, base.bfl[module], 2 + index % 2)
+    return lora.finish()
+
+
+def onetrainer(base: Base) -> Lora:
+    """OneTrainer: lora_transformer_<diffusers path>, CLIP as lora_te1_, always with alpha."""
+    lora = Lora("onetrainer", base, 323, 0.16, torch.float16)
+    transformer = {n: base.diffusers[n] for n in blocks(base.diffusers, 1) + top(base.diffusers)}
+    parts = [("lora_transformer_", transformer, lora.transformer), ("lora_te1_", base.clip, lora.clip)]
+    for prefix, shapes, deltas in parts:
+        for index, (module, shape) in enumerate(shapes.items()):
+            _add_flat(lora, prefix, deltas, module, shape, 2 + index % 2, (1.0, 6.0)[index % 2])
+    return lora.finish()
+
+
+def _add_flat(lora: Lora, prefix: str, deltas: Tensors, module: str, shape: tuple[int, int], rank: int, alpha: float) -> None:
+    down, up, deltas[module] = lora.pair(shape, rank, alpha / rank)
+    key = f"{prefix}{_flat(module)}"
+    lora.tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(alpha, dtype=lora.dtype)}
+
+
+def lycoris(base: Base) -> Lora:
+    """LyCORIS' plain low-rank algorithm: lycoris_<diffusers path>."""
+    lora = Lora("lycoris", base, 324, 0.3)
+    for module in blocks(base.diffusers, 2):
+        _add_flat(lora, "lycoris_", lora.transformer, module, base.diffusers[module], 3, 1.5)
+    return lora.finish()
+
+
+def _lycoris_targets(lora: Lora) -> list[tuple[str, Tensors, str, tuple[int, int]]]:
+    """(prefix, deltas, module, shape): diffusers paths under lycoris_, BFL paths of other blocks under lora_unet_, CLIP."""
+    base = lora.base
+    simple = [n for n in blocks(base.diffusers, 0) if "ff" not in n] + ["x_embedder", "norm_out.linear", "time_text_embed.guidance_embedder.linear_2"]
+    kohya_paths = [n for n in blocks(base.bfl, 1) if "txt_mlp" not in n] + ["final_layer.linear", "vector_in.in_layer"]
+    clip = [n for n in base.clip if ".layers.1." in n]
+    out = [("lycoris_", lora.transformer, n, base.diffusers[n]) for n in simple]
+    out += [("lora_unet_", lora.bfl, n, base.bfl[n]) for n in kohya_paths]
+    return out + [("lora_te1_", lora.clip, n, base.clip[n]) for n in clip]
+
+
+def loha(base: Base) -> Lora:
+    """LoHa: (w1_a w1_b) * (w2_a w2_b) * alpha / rank, elementwise; rank 2, so a delta of rank 4 at most."""
+    lora = Lora("loha", base, 325, 0.22)
+    for index, (prefix, deltas, module, (rows, columns)) in enumerate(_lycoris_targets(lora)):
+        rank, alpha = 2, (None, 1.0, 3.0)[index % 3]
+        scale = (alpha or rank) / rank
+        w1_a, w1_b = lora.random(rows, rank), lora.random(rank, columns)
+        w2_a, w2_b = lora.random(rows, rank, rms=lora.rms(columns) / (rank * scale)), lora.random(rank, columns)
+        delta = (w1_a.double() @ w1_b.double()) * (w2_a.double() @ w2_b.double()) * scale
+        deltas[module] = delta.float()
+        assert torch.allclose(make_hadamard(w1_a, w1_b, w2_a, w2_b, torch.tensor(scale)), deltas[module], atol=1e-6)
+        key = f"{prefix}{_flat(module)}"
+        lora.tensors |= {f"{key}.hada_w1_a": w1_a, f"{key}.hada_w1_b": w1_b, f"{key}.hada_w2_a": w2_a, f"{key}.hada_w2_b": w2_b}
+        if alpha is not None:
+            lora.tensors[f"{key}.alpha"] = torch.tensor(alpha)
+    return lora.finish()
+
+
+def lokr(base: Base) -> Lora:
+    """LoKr: kron(w1, w2) * alpha / rank, each factor whole or a product; two whole factors have no rank and no scale."""
+    lora = Lora("lokr", base, 326, 0.22)
+    for index, (prefix, deltas, module, (rows, columns)) in enumerate(_lycoris_targets(lora)):
+        (a, b), (c, d) = factors(rows), factors(columns)
+        products = ((), ("w2",), ("w1",), ("w1", "w2"))[index % 4]
+        rank = 2
+        # Trainers write an enormous alpha where there is no rank for it to act on.
+        alpha = 1e10 if not products else (None, 1.0, 3.0)[index // 4 % 3]
+        scale = 1.0 if not products or alpha is None else alpha / rank
+        key, whole = f"{prefix}{_flat(module)}", {}
+        for name, (height, width), rms in (("w1", (a, c), 1.0), ("w2", (b, d), lora.rms(columns) / scale)):
+            if name in products:
+                left, right = lora.random(height, rank, rms=rms * rank**-0.5), lora.random(rank, width)
+                lora.tensors |= {f"{key}.lokr_{name}_a": left, f"{key}.lokr_{name}_b": right}
+                whole[name] = left.double() @ right.double()
+            else:
+                lora.tensors[f"{key}.lokr_{name}"] = full = lora.random(height, width, rms=rms)
+                whole[name] = full.double()
+        deltas[module] = (torch.einsum("ac,bd->abcd", whole["w1"], whole["w2"]).reshape(rows, columns) * scale).float()
+        assert torch.allclose(make_kron(whole["w1"], whole["w2"], scale).float(), deltas[module], atol=1e-6)
+        if alpha is not None:
+            lora.tensors[f"{key}.alpha"] = torch.tensor(alpha)
+    return lora.finish()
+
+
+def factors(size: int) -> tuple[int, int]:
+    """The most nearly equal pair of factors of `size`, the smaller first, as LyCORIS splits dimensions."""
+    small = max(n for n in range(1, int(size**0.5) + 1) if size % n == 0)
+    return small, size // small

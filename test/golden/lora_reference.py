@@ -2,26 +2,27 @@
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from diffusers import FluxPipeline
 from diffusers.loaders import lora_conversion_utils, lora_pipeline
 from diffusers.utils import logging
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lora import Lora, Tensors
+from lora import Lora, Tensors, write_lora
 from tiny import Model
 
 FLUX_SIZES = "dims=[3072, 3072, 3072, 12288]"  # rows of linear1, written into diffusers' kohya conversion
 
 
-@contextmanager
-def kohya_conversion_for(model: Model) -> Iterator[None]:
+def kohya_conversion(model: Model) -> Callable[[Tensors], Tensors]:
     """diffusers' own kohya conversion with the sizes of `model` in place of FLUX.1's."""
     original = lora_conversion_utils._convert_kohya_flux_lora_to_diffusers
     source = inspect.getsource(original)
@@ -30,7 +31,14 @@ def kohya_conversion_for(model: Model) -> Iterator[None]:
     hidden, mlp = block.attn.to_q.out_features, block.proj_mlp.out_features
     scope = dict(vars(lora_conversion_utils))
     exec(source.replace(FLUX_SIZES, f"dims={[hidden] * 3 + [mlp]}"), scope)
-    lora_pipeline._convert_kohya_flux_lora_to_diffusers = scope[original.__name__]
+    return scope[original.__name__]
+
+
+@contextmanager
+def kohya_conversion_for(model: Model) -> Iterator[None]:
+    """Lets FluxPipeline.load_lora_weights read kohya files for `model`."""
+    original = lora_pipeline._convert_kohya_flux_lora_to_diffusers
+    lora_pipeline._convert_kohya_flux_lora_to_diffusers = kohya_conversion(model)
     try:
         yield
     finally:
@@ -48,17 +56,16 @@ def fresh(model: Model) -> FluxPipeline:
 def load(model: Model, files: list[tuple[Path, float]]) -> FluxPipeline:
     """A pipeline with these files as adapters of these weights, by FluxPipeline.load_lora_weights.
 
-    Files that are not fp32 are widened first: diffusers folds alphas into the stored format, which rounds once more.
+    Files are widened to fp32 first: diffusers folds alphas into the stored format, which rounds once more.
     """
     pipe = fresh(model)
-    names = []
-    with kohya_conversion_for(model):
-        for index, (path, _) in enumerate(files):
-            tensors = load_file(path)
-            wide = all(t.dtype == torch.float32 for t in tensors.values())
-            source = path if wide else {name: t.float() for name, t in tensors.items()}
-            pipe.load_lora_weights(source, adapter_name=f"file{index}")
-            names.append(f"file{index}")
+    names = [f"file{index}" for index in range(len(files))]
+    with kohya_conversion_for(model), TemporaryDirectory() as folder:
+        for name, (path, _) in zip(names, files, strict=True):
+            widened = Path(folder) / f"{name}.safetensors"
+            with safe_open(path, "pt") as file:
+                write_lora(widened, {n: t.float() for n, t in load_file(path).items()}, file.metadata() or {})
+            pipe.load_lora_weights(widened, adapter_name=name)
     loaded = {name for adapters in pipe.get_list_adapters().values() for name in adapters}
     if kept := [n for n in names if n in loaded]:
         pipe.set_adapters(kept, [weight for n, (_, weight) in zip(names, files, strict=True) if n in loaded])
@@ -85,7 +92,7 @@ def inspect_file(model: Model, path: Path) -> Loaded:
     try:
         pipe = load(model, [(path, 1.0)])
     except Exception as error:  # whatever a loader raises is the finding
-        return Loaded({"transformer": {}, "clip": {}}, f"{type(error).__name__}: {error}".split("\n")[0])
+        return Loaded({"transformer": {}, "clip": {}}, type(error).__name__)
     finally:
         logging.set_verbosity(verbosity)
     parts = {"transformer": _adapter_deltas(pipe.transformer, ""), "clip": _adapter_deltas(pipe.text_encoder, "text_model.")}

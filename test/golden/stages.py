@@ -180,7 +180,7 @@ def packing(model: Model) -> Tensors:
     return {"pack/latent": latent, "pack/tokens": FluxPipeline._pack_latents(latent, 1, channels, 2 * rows, 2 * columns)}
 
 
-def _pictures(pipe, latents: torch.Tensor, height: int, width: int) -> Tensors:
+def pictures(pipe, latents: torch.Tensor, height: int, width: int) -> Tensors:
     """Decodes packed latents as the pipelines do: raw decoder output, float [0, 1] and 8-bit pixels."""
     latent = pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)
     latent = latent / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
@@ -217,7 +217,7 @@ def pipelines(model: Model) -> tuple[Tensors, dict]:
         pipe.prepare_latents = spy
         generator = torch.Generator().manual_seed(PIPELINE_SEED)
         final = pipe(generator=generator, callback_on_step_end=step, **common, **options).images
-        out.update({f"{name}/{k}": v for k, v in _pictures(pipe, final, height, width).items()})
+        out.update({f"{name}/{k}": v for k, v in pictures(pipe, final, height, width).items()})
         out[f"{name}/timesteps"], out[f"{name}/sigmas"] = pipe.scheduler.timesteps, pipe.scheduler.sigmas
         return pipe
 
