@@ -6,6 +6,8 @@ const CODES: Readonly<Record<FluxErrorCode, ErrorCode>> = Object.freeze({
   checkpoint_invalid: 'model_load_failed',
   checkpoint_unsupported: 'model_load_failed',
   checkpoint_missing: 'model_load_failed',
+  lora_invalid: 'lora_invalid',
+  lora_unsupported: 'lora_invalid',
   request_invalid: 'validation_failed',
   engine_crashed: 'engine_crashed',
   engine_failed: 'engine_failed',
