@@ -147,6 +147,10 @@ describe('with API keys', () => {
     for (const [method, path] of [
       ['GET', '/v1/generations'],
       ['GET', '/v1/models'],
+      ['GET', '/v1/loras'],
+      ['PUT', '/v1/loras/ink'],
+      ['DELETE', '/v1/loras/ink'],
+      ['GET', '/v1/loras/ink/file'],
       ['GET', '/v1/queue'],
       ['GET', '/v1/workers'],
       ['POST', '/v1/generations'],

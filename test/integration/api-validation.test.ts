@@ -49,7 +49,12 @@ test.each<[name: string, body: unknown, field: string, message: string]>([
   ['seed -2', { ...valid, seed: -2 }, 'seed', 'found -2, allowed are whole numbers from -1'],
   ['seeds past the largest', { ...valid, seed: LIMITS.seed.max, count: 2 }, 'seed', 'when count is 2'],
   ['an unknown format', { ...valid, format: 'gif' }, 'format', 'found "gif", allowed are png, jpeg, webp'],
-  ['a style', { ...valid, styles: [{ lora: 'ink' }] }, 'styles', 'must be empty'],
+  [
+    'a ninth style',
+    { ...valid, styles: Array.from({ length: 9 }, () => ({ lora: 'ink' })) },
+    'styles',
+    'found a list of length 9, allowed is a list of at most 8 items',
+  ],
   ['a list', [valid], '', 'found a list of length 1, allowed is an object with the fields prompt'],
   ['null', null, '', 'found null, allowed is an object'],
 ])('%s is refused by name', async (_name, body, field, message) => {
@@ -63,6 +68,12 @@ test('an unknown model is refused with the names of the catalog', async () => {
   const problem = await expectProblem(await submit(api, { ...valid, model: 'flux' }), 422, 'unknown_model');
   expect(problem.detail).toBe('The model "flux" is not in the catalog: mini');
   expect(problem.errors?.[0]?.field).toBe('model');
+});
+
+test('a style is refused where there are no LoRAs', async () => {
+  const styles = [{ lora: 'ink' }];
+  const problem = await expectProblem(await submit(api, { ...valid, styles }), 422, 'unknown_lora');
+  expect(problem.detail).toContain('styles[0].lora: found "ink"; there are no LoRAs yet');
 });
 
 test.each([

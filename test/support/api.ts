@@ -8,6 +8,7 @@ import {
   FolderStore,
   JobQueues,
   JobStore,
+  LoraRegistry,
   Problem,
   createLogger,
   createRedis,
@@ -59,6 +60,7 @@ export async function startTestApi(env: Record<string, string> = {}): Promise<Te
     jobs,
     queues,
     store,
+    loras: new LoraRegistry(store, client, jobs),
     catalog: await loadCatalog(config),
   };
   const server = await startServer(deps, { host: '127.0.0.1', port: 0 });

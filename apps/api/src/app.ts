@@ -11,6 +11,7 @@ import { createApiMetrics } from './metrics.ts';
 import { problemHandler } from './problem.ts';
 import { catalogRoutes } from './routes/catalog.ts';
 import { generationRoutes } from './routes/generations.ts';
+import { loraRoutes } from './routes/loras.ts';
 import { operationRoutes } from './routes/operations.ts';
 import type { Submissions } from './submission.ts';
 
@@ -33,6 +34,7 @@ export function createApp(deps: ApiDeps, submissions: Submissions): Express {
   docsRoute(app);
   app.use('/v1', authenticate(deps.settings.keys));
   generationRoutes(app, deps, submissions);
+  loraRoutes(app, deps);
   catalogRoutes(app, deps);
 
   app.use((req) => {

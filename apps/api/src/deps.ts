@@ -5,6 +5,7 @@ import type {
   createRedis,
   JobQueues,
   JobStore,
+  LoraRegistry,
   ObjectStore,
 } from '@atelier/shared';
 import type { ApiSettings } from './settings.ts';
@@ -18,6 +19,7 @@ export interface ApiDeps {
   jobs: JobStore;
   queues: JobQueues;
   store: ObjectStore;
+  loras: LoraRegistry;
   catalog: Catalog;
   /** Aborts when the process shuts down: waits answer at once, event streams end. */
   shutdown: AbortSignal;

@@ -24,6 +24,7 @@ const LINKS: readonly [path: string, what: string][] = [
   ['/docs', 'the API to read and try'],
   ['/openapi.json', 'the API as an OpenAPI 3.1 document'],
   ['/v1/generations', 'all generations'],
+  ['/v1/loras', 'LoRAs'],
   ['/v1/models', 'models'],
   ['/v1/workers', 'workers'],
   ['/v1/queue', 'the queue'],

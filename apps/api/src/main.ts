@@ -2,6 +2,7 @@ import {
   type Config,
   JobQueues,
   JobStore,
+  LoraRegistry,
   createLogger,
   createObjectStore,
   createRedis,
@@ -19,9 +20,12 @@ async function main(config: Config, settings: ApiSettings): Promise<void> {
   const jobs = new JobStore(redis);
   const queues = new JobQueues(config, redis);
   const store = createObjectStore(config);
+  const loras = new LoraRegistry(store, redis, jobs, (problems) =>
+    log.warn({ problems }, 'broken LoRA objects'),
+  );
   const address = { host: config.ATELIER_HOST, port: config.ATELIER_PORT };
   const server: ApiServer = await startServer(
-    { config, settings, log, redis, jobs, queues, store, catalog },
+    { config, settings, log, redis, jobs, queues, store, loras, catalog },
     address,
   );
   log.info({ url: server.url, open: settings.keys.length === 0 }, `listening on ${server.url}`);

@@ -1,20 +1,19 @@
 import { AtelierError } from '@atelier/shared';
 import type { IRouter, RequestHandler } from 'express';
 
-type Method = 'get' | 'post';
+const METHODS = ['get', 'post', 'put', 'patch', 'delete'] as const;
+type Method = (typeof METHODS)[number];
 type Handlers = Partial<Record<Method, RequestHandler | RequestHandler[]>>;
 
 /** Registers the methods of one path; any other method is answered 405 with Allow, OPTIONS with Allow alone. */
 export function resource(router: IRouter, path: string, handlers: Handlers): void {
   const route = router.route(path);
   const allowed: string[] = ['OPTIONS'];
-  if (handlers.get) {
-    route.get(handlers.get);
-    allowed.push('GET', 'HEAD');
-  }
-  if (handlers.post) {
-    route.post(handlers.post);
-    allowed.push('POST');
+  for (const method of METHODS) {
+    const handler = handlers[method];
+    if (!handler) continue;
+    route[method](handler);
+    allowed.push(method.toUpperCase(), ...(method === 'get' ? ['HEAD'] : []));
   }
   const allow = allowed.sort().join(', ');
   route.all((req, res) => {

@@ -1,5 +1,6 @@
 import { type Server, createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { DEFAULT_TENANT } from '@atelier/shared';
 import { createApp } from './app.ts';
 import type { ApiDeps } from './deps.ts';
 import { Submissions } from './submission.ts';
@@ -11,8 +12,11 @@ export interface ApiServer {
   close(): Promise<void>;
 }
 
+/** Until the last byte of a request is there: a file of some GiB over a slow line. */
+const REQUEST_TIMEOUT_MS = 60 * 60_000;
+
 /**
- * Starts the API: binds the address and repairs queue and records now and whenever Redis comes back.
+ * Starts the API: binds the address and repairs queue, records and indexes now and whenever Redis comes back.
  *
  * @param port 0 chooses a free one
  * @throws Error of the bind, such as EADDRINUSE
@@ -24,10 +28,13 @@ export async function startServer(
   const shutdown = new AbortController();
   const deps: ApiDeps = { ...parts, shutdown: shutdown.signal };
   const submissions = new Submissions(deps);
-  const server = createServer(createApp(deps, submissions));
+  const server = createServer({ requestTimeout: REQUEST_TIMEOUT_MS }, createApp(deps, submissions));
   await listen(server, host, port);
 
-  const repair = () => void repairQueue(deps, submissions);
+  const repair = () => {
+    void repairQueue(deps, submissions);
+    void repairLoras(deps);
+  };
   deps.redis.on('ready', repair);
   if (deps.redis.status === 'ready') repair();
 
@@ -65,5 +72,16 @@ async function repairQueue({ jobs, log, queues }: ApiDeps, submissions: Submissi
       log.warn({ job_ids: ids.slice(0, 100), count: ids.length }, 'jobs were missing in the queue');
   } catch (error) {
     log.warn({ err: error }, 'queue and records could not be compared; the next reconnect tries again');
+  }
+}
+
+async function repairLoras({ log, loras }: ApiDeps): Promise<void> {
+  try {
+    await loras.rebuild(DEFAULT_TENANT);
+  } catch (error) {
+    log.warn(
+      { err: error },
+      'the index of LoRAs could not be compared with the store; the next reconnect tries again',
+    );
   }
 }

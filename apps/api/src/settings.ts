@@ -19,12 +19,26 @@ const Env = z.object({
     .min(16_384)
     .max(256 * 2 ** 20)
     .default(24 * 2 ** 20),
+  /** Largest LoRA file that can be imported. */
+  ATELIER_MAX_LORA_BYTES: z.coerce
+    .number()
+    .int()
+    .min(1_024)
+    .max(64 * 2 ** 30)
+    .default(2 * 2 ** 30),
+  /** Whether downloads of LoRAs are redirected to the bucket; off where clients cannot reach it. */
+  ATELIER_PRESIGNED_DOWNLOADS: z
+    .enum(['true', 'false', '1', '0'])
+    .default('true')
+    .transform((value) => value === 'true' || value === '1'),
 });
 
 /** The settings that only the API has; those it shares with the other processes are in Config. */
 export interface ApiSettings {
   readonly keys: readonly string[];
   readonly maxBodyBytes: number;
+  readonly maxLoraBytes: number;
+  readonly presignedDownloads: boolean;
 }
 
 /**
@@ -40,13 +54,15 @@ export function loadSettings(host: string, env: NodeJS.ProcessEnv = process.env)
     throw new Error(`Invalid environment:\n${lines.join('\n')}`);
   }
   const { ATELIER_API_KEYS: keys, ATELIER_MAX_BODY_BYTES: maxBodyBytes } = parsed.data;
+  const { ATELIER_MAX_LORA_BYTES: maxLoraBytes, ATELIER_PRESIGNED_DOWNLOADS: presignedDownloads } =
+    parsed.data;
   if (keys.length === 0 && !isLoopback(host)) {
     throw new Error(
       `ATELIER_HOST=${host} is open to the network, and ATELIER_API_KEYS is not set: ` +
         'set at least one key, or bind to 127.0.0.1',
     );
   }
-  return Object.freeze({ keys, maxBodyBytes });
+  return Object.freeze({ keys, maxBodyBytes, maxLoraBytes, presignedDownloads });
 }
 
 /** Whether only programs on this machine can connect to the address. */

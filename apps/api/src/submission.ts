@@ -9,13 +9,14 @@ import {
 import type { ApiDeps } from './deps.ts';
 import { asGeneration } from './generation-record.ts';
 import { type InitImageFile, parseInitImage } from './images/init-image.ts';
+import { pinStyles } from './loras/pin-styles.ts';
 
-type Deps = Pick<ApiDeps, 'catalog' | 'jobs' | 'log' | 'queues' | 'store'>;
+type Deps = Pick<ApiDeps, 'catalog' | 'jobs' | 'log' | 'loras' | 'queues' | 'store'>;
 
 const RETRY_MS = 2_000;
 
 /**
- * Accepts jobs: init image, record, queue entry, in this order, so that what a client was told is accepted survives
+ * Accepts jobs: styles pinned, init image, record, queue entry, in this order, so that what a client was told is accepted survives
  * any crash.
  *
  * When a step fails the client is told so and may send the request again; to keep it from paying twice, what was
@@ -34,15 +35,18 @@ export class Submissions {
 
   /** @throws AtelierError of the check that failed or the part that is away; nothing is queued then */
   async submit(tenant: string, request: GenerationRequest): Promise<GenerationRecord> {
-    const { catalog, jobs, queues } = this.#deps;
+    const { catalog, jobs, loras, queues } = this.#deps;
     const id = newJobId('generation');
     const image = request.image ? parseInitImage(request.image.file) : null;
     const imageKey = image ? initImageKey(tenant, id, image) : null;
-    const input = resolveInput(request, catalog, imageKey ? { imageKey } : {});
+    const styles = await pinStyles(loras, tenant, request.styles);
+    const input = resolveInput(request, catalog, { styles, ...(imageKey ? { imageKey } : {}) });
     if (image && imageKey)
       await this.#deps.store.put(imageKey, image.bytes, { contentType: image.contentType });
     try {
       const record = await jobs.create({ kind: 'generation', tenant, id, input, metadata: request.metadata });
+      // A delete that did not see this record yet has taken the LoRA off the index before it looked.
+      await pinStyles(loras, tenant, styles);
       await queues.enqueueGeneration(record);
       return asGeneration(record, id);
     } catch (error) {

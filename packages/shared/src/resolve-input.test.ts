@@ -49,19 +49,19 @@ test('the seed of the last image must be exact', () => {
   expect(() => resolve({ seed: LIMITS.seed.max, count: 2 })).toThrow(/seed must be at most/);
 });
 
-test('refuses an unknown model and styles, naming the field', () => {
+test('refuses an unknown model, naming the field', () => {
   expect(() => resolve({ model: 'sdxl' })).toThrow(
     expect.objectContaining({
       code: 'unknown_model',
       errors: [{ field: 'model', message: expect.any(String) }],
     }),
   );
-  expect(() => resolve({ styles: [{ lora: 'ink' }] })).toThrow(
-    expect.objectContaining({
-      code: 'validation_failed',
-      errors: [expect.objectContaining({ field: 'styles' })],
-    }),
-  );
+});
+
+test('styles are those that were pinned', () => {
+  const styles = [{ lora: 'ink@3', weight: 0.8 }];
+  expect(resolve({ styles: [{ lora: 'ink' }] }, { styles }).styles).toEqual(styles);
+  expect(() => resolve({ styles: [{ lora: 'ink' }] })).toThrow(/were not pinned/);
 });
 
 test('the init image is named by its key', () => {

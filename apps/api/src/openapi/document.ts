@@ -1,6 +1,7 @@
 import { createDocument } from 'zod-openapi';
 import { catalogPaths, operationPaths } from './catalog-paths.ts';
 import { generationPaths } from './generation-paths.ts';
+import { loraPaths } from './lora-paths.ts';
 
 let document: ReturnType<typeof createDocument> | undefined;
 
@@ -19,6 +20,7 @@ export function openApiDocument(): ReturnType<typeof createDocument> {
     servers: [{ url: '/' }],
     tags: [
       { name: 'generations', description: 'Pictures from prompts' },
+      { name: 'loras', description: 'Styles: LoRA files with versions' },
       { name: 'installation', description: 'Models, workers and queues' },
       { name: 'operations', description: 'Probes, metrics and this document' },
     ],
@@ -27,7 +29,7 @@ export function openApiDocument(): ReturnType<typeof createDocument> {
     components: {
       securitySchemes: { key: { type: 'http', scheme: 'bearer', description: 'A key of ATELIER_API_KEYS' } },
     },
-    paths: { ...generationPaths, ...catalogPaths, ...operationPaths },
+    paths: { ...generationPaths, ...loraPaths, ...catalogPaths, ...operationPaths },
   });
   return document;
 }

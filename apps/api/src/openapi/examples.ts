@@ -1,9 +1,10 @@
-import type { GenerationJob, GenerationRequest } from '@atelier/shared';
+import type { GenerationJob, GenerationRequest, LoraVersionView, LoraView } from '@atelier/shared';
 
 const id = 'gen_0199b1a6c1d27a6e8f0b8d8a3f6f0c11';
 
 export const requestExample: Partial<GenerationRequest> = {
   prompt: 'a red apple on a blue background',
+  styles: [{ lora: 'ink-wash', weight: 0.8 }],
   steps: 20,
   seed: 7,
 };
@@ -17,7 +18,7 @@ export const acceptedExample: GenerationJob = {
   input: {
     prompt: 'a red apple on a blue background',
     model: 'mini',
-    styles: [],
+    styles: [{ lora: 'ink-wash@3', weight: 0.8 }],
     width: 128,
     height: 128,
     steps: 20,
@@ -57,6 +58,7 @@ export const finishedExample: GenerationJob = {
   timings: {
     queue_ms: 3,
     load_ms: 0,
+    style_ms: 0,
     text_ms: 11,
     denoise_ms: 700,
     decode_ms: 40,
@@ -66,4 +68,34 @@ export const finishedExample: GenerationJob = {
   attempts: 1,
   started_at: '2026-11-24T10:00:00.003Z',
   finished_at: '2026-11-24T10:00:00.770Z',
+};
+
+export const loraVersionExample: LoraVersionView = {
+  name: 'ink-wash',
+  version: 3,
+  size: 4_812_304,
+  sha256: '2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae',
+  dialects: ['kohya'],
+  rank: { min: 16, max: 16 },
+  modules: { transformer: 504, text_encoder: 72 },
+  base_model: 'mini',
+  warnings: [],
+  provenance: {
+    source: 'import',
+    filename: 'ink_wash_v3.safetensors',
+    training_job: null,
+    imported_at: '2026-11-24T10:00:00.000Z',
+  },
+};
+
+export const loraExample: LoraView = {
+  name: 'ink-wash',
+  description: 'Black ink on wet paper',
+  default_weight: 0.8,
+  trigger_words: ['ink wash'],
+  tags: ['ink'],
+  latest: loraVersionExample,
+  versions: [3, 2, 1],
+  created_at: '2026-11-20T10:00:00.000Z',
+  updated_at: '2026-11-24T10:00:00.000Z',
 };

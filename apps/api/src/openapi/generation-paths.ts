@@ -56,6 +56,7 @@ export const generationPaths: ZodOpenApiPathsObject = {
           'payload_too_large',
           'unsupported_media_type',
           'unknown_model',
+          'unknown_lora',
           'image_invalid',
           'queue_unavailable',
           'store_unavailable',

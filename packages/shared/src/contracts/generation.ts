@@ -23,10 +23,28 @@ const side = (name: string) =>
 
 export const StyleRef = z
   .strictObject({
-    lora: z.string().min(1).max(128).meta({ description: 'Name of a LoRA, or name@version' }),
-    weight: z.number().min(-4).max(4).default(1),
+    lora: z.string().min(1).max(128).meta({
+      description: 'Name of a LoRA, which is its latest version, or name@version',
+      example: 'ink-wash',
+    }),
+    weight: z
+      .number()
+      .min(-4)
+      .max(4)
+      .optional()
+      .meta({ description: "Factor on its change, may be negative; the LoRA's default weight when absent" }),
   })
   .meta({ id: 'StyleRef' });
+export type StyleRef = z.infer<typeof StyleRef>;
+
+/** A style as a job keeps it: a version that was imported meanwhile does not change the job. */
+export const PinnedStyle = z
+  .strictObject({
+    lora: z.string().meta({ description: 'name@version', example: 'ink-wash@3' }),
+    weight: z.number(),
+  })
+  .meta({ id: 'PinnedStyle' });
+export type PinnedStyle = z.infer<typeof PinnedStyle>;
 
 export const InitImage = z
   .strictObject({
@@ -79,7 +97,7 @@ export const GenerationInput = z
   .strictObject({
     prompt: z.string(),
     model: z.string(),
-    styles: z.array(StyleRef),
+    styles: z.array(PinnedStyle),
     width: z.int(),
     height: z.int(),
     steps: z.int(),

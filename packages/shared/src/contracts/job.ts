@@ -50,12 +50,17 @@ export const Timings = z
   .strictObject({
     queue_ms: z.number().meta({ description: 'From acceptance to the start of this attempt' }),
     load_ms: z.number().meta({ description: 'Model load, 0 when it was resident' }),
+    style_ms: z
+      .number()
+      .meta({ description: 'Fetching the LoRAs and applying them, 0 when they were in place' }),
     text_ms: z.number(),
     denoise_ms: z.number(),
     decode_ms: z.number(),
     encode_ms: z.number().meta({ description: 'Pixels to PNG, JPEG or WebP' }),
     upload_ms: z.number(),
-    overhead_ms: z.number().meta({ description: 'Part of total_ms that neither engine nor model load took' }),
+    overhead_ms: z
+      .number()
+      .meta({ description: 'Part of total_ms that neither engine, model load nor styles took' }),
     total_ms: z.number().meta({ description: 'From the start of this attempt to its publication' }),
   })
   .partial()

@@ -17,7 +17,7 @@ export function loraView(record: LoraRecord): LoraView {
     trigger_words: record.trigger_words,
     tags: record.tags,
     latest: loraVersionView(record.name, latestOf(record)),
-    versions: record.versions.map(({ version }) => version).reverse(),
+    versions: record.versions.map(({ version }) => version).toReversed(),
     created_at: record.created_at,
     updated_at: record.updated_at,
   };
