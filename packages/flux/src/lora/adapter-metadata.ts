@@ -1,19 +1,17 @@
 import { isObject, type JsonObject, parseJsonObject } from '../checkpoint/json.ts';
+import { compilePattern, MAX_PATTERNS, Patterns } from './module-patterns.ts';
 import { loraInvalid, loraUnsupported, shown } from './problems.ts';
 import type { Source } from './sources.ts';
 
 /** Where diffusers keeps the LoraConfig of PEFT in a safetensors file. */
 export const ADAPTER_METADATA_KEY = 'lora_adapter_metadata';
 
-/** A module path, which PEFT reads as a regular expression; ^ ties it to the beginning. */
-const PLAIN_PATTERN = /^\^?[\w.]+\$?$/;
-
 interface Config {
   readonly rank: number;
   readonly alpha: number;
-  /** Module paths and what they have instead, in the order of the file, in which PEFT takes the first that matches. */
-  readonly ranks: readonly (readonly [string, number])[];
-  readonly alphas: readonly (readonly [string, number])[];
+  /** What modules have instead. */
+  readonly ranks: Patterns;
+  readonly alphas: Patterns;
   /** Divide by the root of the rank. */
   readonly rankStabilized: boolean;
 }
@@ -48,7 +46,7 @@ export class AdapterMetadata {
     if (located.dialect !== 'peft') return undefined;
     const config = this.#configOf(located.prefix);
     if (!config) return undefined;
-    const expected = matching(config.ranks, located.path) ?? config.rank;
+    const expected = config.ranks.find(located.path) ?? config.rank;
     if (expected !== rank) {
       throw loraInvalid(
         this.#file,
@@ -56,7 +54,7 @@ export class AdapterMetadata {
         { key: stem, found: rank, expected },
       );
     }
-    const alpha = matching(config.alphas, located.path) ?? config.alpha;
+    const alpha = config.alphas.find(located.path) ?? config.alpha;
     return alpha / (config.rankStabilized ? Math.sqrt(rank) : rank);
   }
 
@@ -86,13 +84,19 @@ export class AdapterMetadata {
     };
   }
 
-  #patterns(name: string, value: unknown): [string, number][] {
-    if (value === undefined || value === null) return [];
+  #patterns(name: string, value: unknown): Patterns {
+    if (value === undefined || value === null) return new Patterns([]);
     if (!isObject(value)) throw this.#wrong(name, value, 'an object of numbers');
-    return Object.entries(value).map(([pattern, number]) => {
-      if (!PLAIN_PATTERN.test(pattern)) throw this.#unsupported(name, pattern, 'module paths');
-      return [pattern.replace(/\$$/, ''), this.#finite(`${name} of ${shown(pattern)}`, number)];
-    });
+    const entries = Object.entries(value);
+    if (entries.length > MAX_PATTERNS)
+      throw this.#unsupported(name, `of ${entries.length} entries`, `at most ${MAX_PATTERNS}`);
+    return new Patterns(
+      entries.map(([pattern, number]) => {
+        const matches = compilePattern(pattern);
+        if (!matches) throw this.#unsupported(name, pattern, 'module paths and simple regular expressions');
+        return { matches, value: this.#finite(`${name} of ${shown(pattern)}`, number) };
+      }),
+    );
   }
 
   #positive(name: string, value: unknown): number {
@@ -124,11 +128,4 @@ export class AdapterMetadata {
       { key: name, found: shown(found) },
     );
   }
-}
-
-/** PEFT's rule: a pattern is the whole path or its end after a dot. */
-function matching(patterns: readonly (readonly [string, number])[], path: string): number | undefined {
-  return patterns.find(([pattern]) =>
-    pattern.startsWith('^') ? path === pattern.slice(1) : path === pattern || path.endsWith(`.${pattern}`),
-  )?.[1];
 }

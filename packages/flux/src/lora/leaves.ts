@@ -24,7 +24,7 @@ const GLORA = refused('GLoRA changes weights depending on their values; supporte
 const OFT = refused(
   'OFT rotates weights, which is not an addition to them; supported are LoRA, LoHa and LoKr',
 );
-const CONTROL = refused('control LoRAs replace norms and widen the input; they are not styles');
+const CONTROL = refused('control LoRAs replace norms and widen img_in; they are not styles');
 
 /** Ends of keys. */
 const LEAVES: Readonly<Record<string, Leaf>> = {

@@ -33,6 +33,9 @@ export interface Names {
   find(path: string, separator: '.' | '_'): Place | undefined;
 }
 
+/** The module of a file that holds a canonical one: its path, and the modules that are its rows. */
+export type Owner = Pick<FileModule, 'modules' | 'rows'> & { readonly path: string };
+
 /** Stands for the index of a block in the tables. */
 const INDEX = '#';
 /** The first number between separators; without leading zeros, so that a block has one name. */
@@ -41,21 +44,28 @@ const INDEXED = Object.freeze({
   _: /^([a-z_]+?)_(0|[1-9]\d{0,2})_(.+)$/,
 });
 
+function rowsOf(stored: string): FileModule['rows'] {
+  return stored.endsWith('linear1') ? 'linear1' : 'equal';
+}
+
 /**
  * A closed list of modules. Paths that are joined with underscores are looked up in it as well, since their parts
  * cannot be told apart otherwise (`transformer_blocks_0_attn_to_q`).
  */
 export class ModuleNames implements Names {
   readonly #places = { '.': new Map<string, Place>(), _: new Map<string, Place>() };
+  readonly #owners = new Map<string, ModuleTable[number]>();
 
   /** @param table paths in which {@link INDEX} is any block, and the canonical modules of each */
   constructor(part: FileModule['part'], table: ModuleTable, outside: Readonly<Record<string, Outside>> = {}) {
-    for (const [stored, ...modules] of table) {
+    for (const row of table) {
+      const [stored, ...modules] = row;
+      for (const module of modules) this.#owners.set(module, row);
       this.#add(stored, {
         kind: 'module',
         part,
         modules,
-        rows: stored.endsWith('linear1') ? 'linear1' : 'equal',
+        rows: rowsOf(stored),
       });
     }
     for (const [stored, place] of Object.entries(outside)) this.#add(stored, place);
@@ -75,6 +85,15 @@ export class ModuleNames implements Names {
     const place = places.get([block, INDEX, module].join(separator));
     if (place?.kind !== 'module') return place;
     return { ...place, modules: place.modules.map((name) => name.replace(INDEX, index)) };
+  }
+
+  /** The way back: what holds a canonical module. */
+  owner(module: string): Owner | undefined {
+    const [, block, index, rest] = INDEXED['.'].exec(module) ?? [];
+    const row = this.#owners.get(index === undefined ? module : [block, INDEX, rest].join('.'));
+    if (!row) return undefined;
+    const [path, ...modules] = row.map((name) => (index === undefined ? name : name.replace(INDEX, index)));
+    return { path: path!, modules, rows: rowsOf(row[0]) };
   }
 }
 
@@ -109,7 +128,7 @@ const CLIP_LAYER = [
   'mlp.fc1',
   'mlp.fc2',
 ];
-const CLIP_ROOT = 'text_model.';
+export const CLIP_ROOT = 'text_model.';
 
 function clipNames(root: string): ModuleNames {
   const outside = (what: string, unused: boolean): Outside => ({ kind: 'outside', what, unused });

@@ -72,6 +72,9 @@ async function readPlan(file: string, plan: LoraPlan, reader: MatrixReader): Pro
     }
     for (const delta of splitPair(pair, change.parts)) parts[change.part].set(delta.module, delta);
   }
+  if (parts.transformer.size + parts.clip.size === 0) {
+    throw loraInvalid(file, 'changes nothing: all that it has is zero', { warnings: [...warnings.keys()] });
+  }
   return {
     ...parts,
     dialects: [...dialects],

@@ -105,7 +105,7 @@ function classify(file: string, groups: Iterable<Group>, idle: Idle[]): SortedKe
   const unused = new Map<string, string[]>();
   for (const { stem, located, algorithm, factors, alpha } of groups) {
     if (!algorithm) {
-      throw loraInvalid(file, `${shown(stem)} has an alpha and no matrices`, { key: alpha?.name });
+      throw loraInvalid(file, `key ${shown(alpha?.name)} has no matrices beside it`, { key: alpha?.name });
     }
     const { place } = located;
     if (place.kind === 'module') sources.push({ stem, located, algorithm, factors, alpha });
