@@ -31,7 +31,8 @@ class Base:
     def of(model: Model) -> "Base":
         transformer = model.transformer.state_dict()
         clip = {n: s for n, s in _linears(model.text_encoder.state_dict()).items() if ".layers." in n}
-        return Base(_linears(transformer), _linears(layouts.transformer_to_bfl(transformer)), {f"text_model.{n}": s for n, s in clip.items()})
+        bfl = layouts.transformer_to_bfl(transformer)
+        return Base(_linears(transformer), _linears(bfl), {f"text_model.{n}": s for n, s in clip.items()})
 
     def to_diffusers(self, deltas: Tensors) -> Tensors:
         """Deltas by BFL path as deltas by diffusers path: fused rows are split, the final adaLN's halves swapped."""

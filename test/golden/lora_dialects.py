@@ -50,7 +50,7 @@ def peft_alpha_keys(base: Base) -> Lora:
 
 def peft_text_encoder(base: Base) -> Lora:
     """What diffusers' training scripts save with a text encoder: both parts, attention of the first blocks only."""
-    lora = Lora("peft_text_encoder", base, 312, 0.4)
+    lora = Lora("peft_text_encoder", base, 312, 0.36)
     for module in blocks(base.diffusers, 0):
         if ".attn." in module:
             _add_peft(lora, f"transformer.{module}", lora.transformer, module, base.diffusers[module], 4)
@@ -85,10 +85,10 @@ def peft_metadata(base: Base) -> Lora:
     for module, shape in base.clip.items():
         rank, alpha = (3, 9) if module.endswith("fc1") else (2, 5)
         _add_peft(lora, f"text_encoder.{module.removeprefix('text_model.')}", lora.clip, module, shape, rank, alpha / rank)
-    clip = dict(r=2, lora_alpha=5, rank_pattern={"mlp.fc1": 3}, alpha_pattern={"mlp.fc1": 9}, target_modules=["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"])
+    clip = sorted({module.split(".")[-1] for module in base.clip})
     lora.metadata = _adapter_metadata(
         transformer=LoraConfig(r=4, lora_alpha=3, rank_pattern=ranks, alpha_pattern=alphas, target_modules=modules),
-        text_encoder=LoraConfig(**clip),
+        text_encoder=LoraConfig(r=2, lora_alpha=5, rank_pattern={"mlp.fc1": 3}, alpha_pattern={"mlp.fc1": 9}, target_modules=clip),
     )
     return lora.finish()
 
@@ -109,7 +109,7 @@ def ai_toolkit(base: Base) -> Lora:
     for module in blocks(base.diffusers, 0, 1):
         if "norm" not in module:
             _add_peft(lora, f"transformer.{module}", lora.transformer, module, base.diffusers[module], 3)
-    lora.metadata = {"name": "style", "software": json.dumps({"name": "ai-toolkit"}), "ss_base_model_version": "flux1", "ss_output_name": "style"}
+    lora.metadata = {"name": "style", "software": json.dumps({"name": "ai-toolkit"}), "ss_base_model_version": "flux1"}
     return lora.finish()
 
 
@@ -121,9 +121,9 @@ def shallow(base: Base) -> Lora:
     return lora.finish()
 
 
-def kohya(base: Base, name: str = "kohya") -> Lora:
+def kohya(base: Base) -> Lora:
     """sd-scripts: BFL paths, fused projections, alpha / rank; CLIP too. No alpha, or 0, means alpha = rank."""
-    lora = Lora(name, base, 302, 0.16, torch.float16)
+    lora = Lora("kohya", base, 302, 0.16, torch.float16)
     odd = {"img_in": 0.0, "txt_in": None}  # sd-scripts reads both as the rank
     parts = [("lora_unet_", base.bfl, lora.bfl), ("lora_te1_", base.clip, lora.clip)]
     for prefix, shapes, deltas in parts:
@@ -134,7 +134,8 @@ def kohya(base: Base, name: str = "kohya") -> Lora:
             lora.tensors |= {f"{prefix}{_flat(module)}.lora_down.weight": down, f"{prefix}{_flat(module)}.lora_up.weight": up}
             if alpha is not None:
                 lora.tensors[f"{prefix}{_flat(module)}.alpha"] = torch.tensor(alpha, dtype=lora.dtype)
-    lora.metadata = {"ss_network_module": "networks.lora_flux", "ss_network_dim": "4", "ss_network_alpha": "4.0", "ss_base_model_version": "flux1"}
+    lora.metadata = {"ss_network_module": "networks.lora_flux", "ss_base_model_version": "flux1"}
+    lora.metadata |= {"ss_network_dim": "4", "ss_network_alpha": "4.0"}  # one pair for all; the modules' own count
     return lora.finish()
 
 
@@ -176,8 +177,8 @@ def xlabs(base: Base) -> Lora:
     """XLabs: attention only, lora1 for the image and lora2 for the text stream; in single blocks rows q, k, v of linear1."""
     lora = Lora("xlabs", base, 305, 0.25)
     hidden = base.bfl["img_in"][0]
-    names = {"img_attn.qkv": "qkv_lora1", "img_attn.proj": "proj_lora1", "txt_attn.qkv": "qkv_lora2", "txt_attn.proj": "proj_lora2"}
-    names |= {"linear1": "qkv_lora", "linear2": "proj_lora"}
+    names = {"img_attn.qkv": "qkv_lora1", "txt_attn.qkv": "qkv_lora2", "linear1": "qkv_lora"}
+    names |= {"img_attn.proj": "proj_lora1", "txt_attn.proj": "proj_lora2", "linear2": "proj_lora"}
     for module, (rows, columns) in base.bfl.items():
         block, _, part = module.partition(".")[2].partition(".")
         if part not in names:
@@ -234,7 +235,8 @@ def lycoris(base: Base) -> Lora:
 def _lycoris_targets(lora: Lora) -> list[tuple[str, Tensors, str, tuple[int, int]]]:
     """(prefix, deltas, module, shape): diffusers paths under lycoris_, BFL paths of other blocks under lora_unet_, CLIP."""
     base = lora.base
-    simple = [n for n in blocks(base.diffusers, 0) if "ff" not in n] + ["x_embedder", "norm_out.linear", "time_text_embed.guidance_embedder.linear_2"]
+    simple = [n for n in blocks(base.diffusers, 0) if "ff" not in n]
+    simple += ["x_embedder", "norm_out.linear", "time_text_embed.guidance_embedder.linear_2"]
     kohya_paths = [n for n in blocks(base.bfl, 1) if "txt_mlp" not in n] + ["final_layer.linear", "vector_in.in_layer"]
     clip = [n for n in base.clip if ".layers.1." in n]
     out = [("lycoris_", lora.transformer, n, base.diffusers[n]) for n in simple]

@@ -13,12 +13,11 @@ KOHYA = "lora_unet_double_blocks_0_img_attn_qkv"
 
 @dataclass
 class Flaw:
-    """One file to refuse: `key` is what the error must name, a whole key of the file or the part before its suffix."""
+    """One file to refuse. The error must name one of `keys`: keys of the file, or what they have before the suffix."""
 
-    key: str
+    keys: list[str]
     problem: str
     tensors: Tensors
-    metadata: dict[str, str]
 
 
 def bad(base: Base) -> dict[str, Flaw]:
@@ -27,12 +26,13 @@ def bad(base: Base) -> dict[str, Flaw]:
     rows, columns = base.diffusers[MODULE]
     hidden = base.bfl["img_in"][1]
 
-    def pair(key: str = KEY, out: int = rows, width: int = columns, rank: int = 2, suffixes: tuple[str, str] = ("lora_A", "lora_B")) -> Tensors:
-        down, up, _ = lora.pair((out, width), rank)
-        return {f"{key}.{suffixes[0]}.weight": down, f"{key}.{suffixes[1]}.weight": up}
+    def pair(key: str = KEY, out: int = rows, width: int = columns) -> Tensors:
+        a, b, _ = lora.pair((out, width), 2)
+        return {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
 
     def kohya(key: str = KOHYA, out: int = 3 * rows, width: int = columns) -> Tensors:
-        return pair(key, out, width, suffixes=("lora_down", "lora_up"))
+        down, up, _ = lora.pair((out, width), 2)
+        return {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
 
     def with_value(value: float) -> Tensors:
         tensors = pair()
@@ -41,8 +41,8 @@ def bad(base: Base) -> dict[str, Flaw]:
 
     flaws: dict[str, Flaw] = {}
 
-    def add(name: str, key: str, problem: str, tensors: Tensors, **metadata: str) -> None:
-        flaws[name] = Flaw(key, problem, tensors, metadata)
+    def add(name: str, keys: str | list[str], problem: str, tensors: Tensors) -> None:
+        flaws[name] = Flaw([keys] if isinstance(keys, str) else keys, problem, tensors)
 
     add("dora", f"{KOHYA}.dora_scale", "DoRA", {**kohya(), f"{KOHYA}.dora_scale": torch.ones(3 * rows, 1)})
     add("dora_peft", f"{KEY}.lora_magnitude_vector", "DoRA", {**pair(), f"{KEY}.lora_magnitude_vector": torch.ones(rows)})
@@ -62,17 +62,19 @@ def bad(base: Base) -> dict[str, Flaw]:
     add("alpha_shape", f"{KEY}.alpha", "alpha is no scalar", {**pair(), f"{KEY}.alpha": torch.ones(2)})
     add("alpha_nan", f"{KEY}.alpha", "alpha is NaN", {**pair(), f"{KEY}.alpha": torch.tensor(float("nan"))})
     add("integer", KEY, "integer weights", {n: (t * 64).to(torch.int32) for n, t in pair().items()})
-    add("twice", KEY, "the same rows in two dialects", {**pair(), **kohya()})
+    add("twice", [KEY, KOHYA], "the same rows in two dialects", {**pair(), **kohya()})
     add("bias", f"{KEY}.lora_B.bias", "a change of the bias", {**pair(), f"{KEY}.lora_B.bias": torch.ones(rows)})
-    add("diff", f"{KOHYA}.diff", "a whole weight", {f"{KOHYA}.diff": lora.random(3 * rows, columns, rms=0.01)})
+    full = "lora_unet_img_in.diff"
+    add("diff", full, "a whole weight", {full: lora.random(*base.bfl["img_in"], rms=0.01)})
     control = pair("double_blocks.0.img_attn.qkv", 3 * rows) | pair("img_in", base.bfl["img_in"][0], 2 * hidden)
     norm = "double_blocks.0.img_attn.norm.query_norm.scale"
-    add("control", "img_in", "a control LoRA: wider img_in and norms", control | {norm: torch.ones(base.bfl["img_in"][0] // 3)})
+    add("control", ["img_in", norm], "a control LoRA: wider img_in and norms", control | {norm: torch.ones(base.bfl["img_in"][0] // 3)})
     t5 = "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
     add("t5", t5, "changes T5", {**kohya(), **kohya(t5, 36, 40)})
-    loha = {f"{KOHYA}.hada_{n}": lora.random(*s) for n, s in (("w1_a", (3 * rows, 2)), ("w1_b", (2, columns)), ("w2_a", (3 * rows, 2)))}
-    add("loha_half", KOHYA, "hada_w2_b is missing", loha)
-    add("lokr_shape", KOHYA, "the product is not the module's shape", {f"{KOHYA}.lokr_w1": lora.random(4, 6), f"{KOHYA}.lokr_w2": lora.random(9, 9)})
+    shapes = {"w1_a": (3 * rows, 2), "w1_b": (2, columns), "w2_a": (3 * rows, 2)}
+    add("loha_half", KOHYA, "hada_w2_b is missing", {f"{KOHYA}.hada_{n}": lora.random(*shape) for n, shape in shapes.items()})
+    lokr = {f"{KOHYA}.lokr_w1": lora.random(4, 6), f"{KOHYA}.lokr_w2": lora.random(9, 9)}
+    add("lokr_shape", KOHYA, "the product has not the module's shape", lokr)
     add("no_lora", "decoder.conv_in.weight", "not a LoRA", {"decoder.conv_in.weight": lora.random(4, 4, 3, 3)})
     return flaws
 
@@ -94,8 +96,8 @@ def harmless(base: Base) -> list[Lora]:
 def _zero_t5(_: Lora) -> Tensors:
     """T5 as sd-scripts (te3) and OneTrainer (te2) number it, everything zero."""
     keys = [f"lora_te{n}_encoder_block_0_layer_0_SelfAttention_q" for n in (2, 3)]
-    zeros = {f"{key}.lora_down.weight": torch.zeros(2, 40) for key in keys} | {f"{key}.lora_up.weight": torch.zeros(36, 2) for key in keys}
-    return zeros | {f"{key}.alpha": torch.tensor(0.0) for key in keys}
+    shapes = {"lora_down.weight": (2, 40), "lora_up.weight": (36, 2), "alpha": ()}
+    return {f"{key}.{suffix}": torch.zeros(shape) for key in keys for suffix, shape in shapes.items()}
 
 
 def _untrained_t5(lora: Lora) -> Tensors:
