@@ -67,6 +67,7 @@ describe('a job', () => {
       'load_ms',
       'overhead_ms',
       'queue_ms',
+      'style_ms',
       'text_ms',
       'total_ms',
       'upload_ms',

@@ -5,12 +5,14 @@ import { type TensorEntry, writeSafetensors } from '../../packages/flux/src/chec
 /** A linear module of the bundled model: [outFeatures, inFeatures]. */
 export const MINI_MODULE = 'transformer_blocks.0.attn.to_q';
 
-interface SmallLora {
+export interface SmallLora {
   /** Another number, other bytes. */
   seed?: number;
   rank?: number;
   /** Input features that the file claims; those of the bundled model when absent. */
   features?: number;
+  /** Of the change, 1 for one that hardly shows. */
+  scale?: number;
 }
 
 /** Sides of {@link MINI_MODULE}, from the bundled model's own config. */
@@ -25,11 +27,14 @@ async function hiddenSize(): Promise<number> {
 
 /** Writes a small PEFT file that changes one module of the bundled model. */
 export async function writeSmallLora(path: string, options: SmallLora = {}): Promise<string> {
-  const { seed = 1, rank = 2 } = options;
+  const { seed = 1, rank = 2, scale = 1 } = options;
   const hidden = await hiddenSize();
   const features = options.features ?? hidden;
   const entry = (name: string, rows: number, columns: number): TensorEntry => {
-    const values = Float32Array.from({ length: rows * columns }, (_, i) => Math.sin(i + seed * 0.7) / 50);
+    const values = Float32Array.from(
+      { length: rows * columns },
+      (_, i) => (Math.sin(i * (1 + seed / 7)) / 50) * scale,
+    );
     return { name, dtype: 'F32', shape: [rows, columns], data: new Uint8Array(values.buffer) };
   };
   await writeSafetensors(path, [

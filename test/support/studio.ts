@@ -3,10 +3,12 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
+  DEFAULT_TENANT,
   FolderStore,
   GenerationRequest,
   JobQueues,
   JobStore,
+  LoraRegistry,
   createLogger,
   createRedis,
   loadCatalog,
@@ -14,6 +16,7 @@ import {
   resolveInput,
 } from '@atelier/shared';
 import type { Catalog, Config, JobRecord, ObjectStore } from '@atelier/shared';
+import { pinStyles } from '../../apps/api/src/loras/pin-styles.ts';
 import type { Engine } from '../../apps/gpu-worker/src/engine.ts';
 import { type GpuWorker, startGpuWorker } from '../../apps/gpu-worker/src/worker.ts';
 import { type TestRedis, startTestRedis } from './redis.ts';
@@ -27,6 +30,7 @@ export interface TestStudio {
   readonly jobs: JobStore;
   readonly queues: JobQueues;
   readonly store: ObjectStore;
+  readonly loras: LoraRegistry;
   /** Accepts a job like the API does. */
   submit(request?: Partial<GenerationRequest>, imageKey?: string): Promise<JobRecord>;
   /** A worker in this process with the given engines; ends with the studio at the latest. */
@@ -59,6 +63,7 @@ export async function startTestStudio(): Promise<TestStudio> {
   const jobs = new JobStore(client);
   const queues = new JobQueues(config, client);
   const store = new FolderStore(join(dir, 'store'));
+  const loras = new LoraRegistry(store, client, jobs);
   const ends: (() => Promise<unknown>)[] = [];
   return {
     redis,
@@ -68,9 +73,12 @@ export async function startTestStudio(): Promise<TestStudio> {
     jobs,
     queues,
     store,
+    loras,
     submit: async (request = {}, imageKey) => {
       const parsed = GenerationRequest.parse({ prompt: 'a red apple', ...request });
-      const input = resolveInput(parsed, catalog, imageKey === undefined ? {} : { imageKey });
+      const styles = await pinStyles(loras, DEFAULT_TENANT, parsed.styles);
+      const image = imageKey === undefined ? {} : { imageKey };
+      const input = resolveInput(parsed, catalog, { styles, ...image });
       const record = await jobs.create({ kind: 'generation', input });
       await queues.enqueueGeneration(record);
       return record;

@@ -8,6 +8,7 @@ import type { EngineImage, EngineProgressListener } from './engine.ts';
 import { FORMATS, decodeImage, encodeImage } from './images.ts';
 import { whileStoreIsAway } from './patience.ts';
 import { ProgressReporter } from './progress-reporter.ts';
+import type { HeldStyles, StyleCache } from './style-cache.ts';
 
 /** Why a running attempt is told to stop. */
 export type StopReason = 'cancel' | 'give_back' | 'superseded';
@@ -17,10 +18,12 @@ export interface AttemptDeps {
   store: ObjectStore;
   catalog: Catalog;
   engine: EngineHost;
+  styles: StyleCache;
   log: Logger;
 }
 
-export type Phase = 'load_ms' | 'text_ms' | 'denoise_ms' | 'decode_ms' | 'encode_ms' | 'upload_ms';
+export type Phase =
+  'load_ms' | 'style_ms' | 'text_ms' | 'denoise_ms' | 'decode_ms' | 'encode_ms' | 'upload_ms';
 
 /** Where an attempt puts its images. No other attempt writes there, so a late one overwrites nothing. */
 export function imageKey(attempt: Attempt, index: number, extension: string): string {
@@ -43,6 +46,7 @@ export async function runAttempt(
   const { input } = record;
   const spent: Record<Phase, number> = {
     load_ms: 0,
+    style_ms: 0,
     text_ms: 0,
     denoise_ms: 0,
     decode_ms: 0,
@@ -55,8 +59,10 @@ export async function runAttempt(
     else if (current.cancel_requested_at) stop.abort('cancel' satisfies StopReason);
   });
   const onEngineProgress = progressOf(input.count, images, (value, urgent) => progress.report(value, urgent));
+  let held: HeldStyles | null = null;
   try {
     spent.load_ms = await deps.engine.ensure(deps.catalog.get(input.model));
+    held = await holdStyles(deps, record, spent, stop.signal);
     const start = input.image && {
       pixels: await loadInitImage(deps, record, stop.signal),
       strength: input.image.strength,
@@ -71,18 +77,36 @@ export async function runAttempt(
           steps: input.steps,
           guidance: input.guidance,
           seed: input.seed + index,
+          ...(held.styles.length > 0 ? { styles: held.styles } : {}),
           ...(start ? { image: start } : {}),
         },
         { onProgress: onEngineProgress, signal: stop.signal },
       );
-      for (const phase of ['text_ms', 'denoise_ms', 'decode_ms'] as const)
+      for (const phase of ['style_ms', 'text_ms', 'denoise_ms', 'decode_ms'] as const)
         spent[phase] += image.timings[phase];
       images.push(await storeImage(deps, record, attempt, index, image, spent, stop.signal));
     }
     return spent;
   } finally {
+    held?.release();
     progress.stop();
   }
+}
+
+async function holdStyles(
+  deps: AttemptDeps,
+  { input, tenant }: GenerationRecord,
+  spent: Record<Phase, number>,
+  signal: AbortSignal,
+): Promise<HeldStyles> {
+  const started = performance.now();
+  const held = await whileStoreIsAway(
+    () => deps.styles.hold(tenant, input.styles, signal),
+    signal,
+    (err) => deps.log.warn({ err }, 'waiting for the object store'),
+  );
+  spent.style_ms += performance.now() - started;
+  return held;
 }
 
 async function storeImage(

@@ -100,7 +100,7 @@ export class GenerationProcessor {
   ): Promise<boolean> {
     const { jobs, metrics } = this.#deps;
     const elapsed = performance.now() - claimed;
-    const engine = spent.load_ms + spent.text_ms + spent.denoise_ms + spent.decode_ms;
+    const engine = spent.load_ms + spent.style_ms + spent.text_ms + spent.denoise_ms + spent.decode_ms;
     const timings = {
       queue_ms: Date.parse(record.started_at!) - Date.parse(record.created_at),
       ...spent,

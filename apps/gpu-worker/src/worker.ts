@@ -1,3 +1,4 @@
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
   JobQueues,
@@ -12,6 +13,7 @@ import { EngineHost } from './engine-host.ts';
 import type { Engine } from './engine.ts';
 import { encodeImage } from './images.ts';
 import { GenerationProcessor } from './processor.ts';
+import { StyleCache } from './style-cache.ts';
 
 export interface GpuWorkerOptions {
   config: Config;
@@ -62,6 +64,12 @@ export async function startGpuWorker(options: GpuWorkerOptions): Promise<GpuWork
     store,
     catalog,
     engine,
+    styles: new StyleCache({
+      dir: join(config.ATELIER_CACHE_DIR, 'loras'),
+      maxBytes: config.ATELIER_STYLE_CACHE_BYTES,
+      store,
+      metrics,
+    }),
     metrics,
     log,
     workerId: registration.info.id,

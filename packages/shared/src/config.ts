@@ -58,6 +58,9 @@ const Env = z
     /** How long a cancelled engine may take to reach its next step before it is killed. */
     ATELIER_CANCEL_GRACE_MS: int(0, 10 * MINUTE, 10 * SECOND),
 
+    /** LoRA files kept on disk by a worker, the least recently used out first. */
+    ATELIER_STYLE_CACHE_BYTES: int(0, 2 ** 50, 20 * 2 ** 30),
+
     /** Health and metrics of worker and trainer; the API serves its own on its port. 0 chooses a free port. */
     ATELIER_METRICS_HOST: z.string().min(1).default('127.0.0.1'),
     ATELIER_METRICS_PORT: int(0, 65_535, 0),

@@ -11,6 +11,7 @@ export { JobStore } from './jobs/job-store.ts';
 export * from './jobs/record.ts';
 export * from './local-redis/index.ts';
 export * from './logging.ts';
+export { readLoraVersion } from './loras/bucket.ts';
 export { fileKey, formatPin, type LoraRef, parseLoraRef, versionKey } from './loras/names.ts';
 export { latestOf, type LoraRecord, loraVersionView, loraView } from './loras/record.ts';
 export { LoraRegistry, type NewLoraVersion } from './loras/registry.ts';

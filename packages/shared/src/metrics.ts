@@ -43,6 +43,22 @@ export function createWorkerMetrics() {
       help: 'Engine processes that ended without being asked to',
       registers,
     }),
+    styleCache: new Counter({
+      name: 'atelier_style_cache_total',
+      help: 'LoRA files that jobs asked for, by result: hit was on disk, miss was fetched',
+      labelNames: ['result'],
+      registers,
+    }),
+    styleFetched: new Counter({
+      name: 'atelier_style_fetched_bytes_total',
+      help: 'Bytes of LoRA files fetched from the object store',
+      registers,
+    }),
+    styleBytes: new Gauge({
+      name: 'atelier_style_cache_bytes',
+      help: 'Bytes of LoRA files on disk',
+      registers,
+    }),
     stalled: new Counter({
       name: 'atelier_jobs_stalled_total',
       help: 'Jobs whose worker stopped renewing its lock, as seen by this worker',

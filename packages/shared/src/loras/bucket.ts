@@ -60,7 +60,7 @@ export class LoraBucket {
     const problems: string[] = [];
     const has = (key: string): boolean => keys.includes(key);
     const document = <T extends z.ZodType>(key: string, schema: T): Promise<z.infer<T> | null> =>
-      has(key) ? this.#readJson(key, schema, problems) : Promise.resolve(null);
+      has(key) ? readJson(this.#store, key, schema, problems) : Promise.resolve(null);
     const [settings, tombstone] = await Promise.all([
       document(settingsKey(tenant, name), LoraSettings),
       document(tombstoneKey(tenant, name), Tombstone),
@@ -72,7 +72,7 @@ export class LoraBucket {
     for (let i = 0; i < candidates.length; i += READS_AT_ONCE) {
       const batch = candidates.slice(i, i + READS_AT_ONCE).map(async (version) => {
         const key = versionKey(tenant, name, version);
-        const read = await this.#readJson(key, LoraVersion, problems);
+        const read = await readJson(this.#store, key, LoraVersion, problems);
         return read?.version === version ? read : null;
       });
       versions.push(...(await Promise.all(batch)).filter((version) => version !== null));
@@ -84,14 +84,6 @@ export class LoraBucket {
       keys,
       problems,
     };
-  }
-
-  /** One version, straight from the store; null when it is not there. */
-  async readVersion(tenant: string, name: string, version: number): Promise<LoraVersion | null> {
-    const problems: string[] = [];
-    const read = await this.#readJson(versionKey(tenant, name, version), LoraVersion, problems);
-    if (problems.length > 0) throw new AtelierError('lora_invalid', problems.join('; '));
-    return read;
   }
 
   /**
@@ -146,27 +138,11 @@ export class LoraBucket {
     let cursor: string | undefined;
     do {
       const page = await this.#store.list(prefix, cursor === undefined ? {} : { cursor });
+      // A folder that is away looks empty, and an index must not be made from that.
+      if (page.objects.length === 0) await this.#store.ping();
       for (const { key } of page.objects) yield key;
       cursor = page.cursor;
     } while (cursor !== undefined);
-  }
-
-  async #readJson<T extends z.ZodType>(
-    key: string,
-    schema: T,
-    problems: string[],
-  ): Promise<z.infer<T> | null> {
-    const object = await this.#store.get(key);
-    if (!object) return null;
-    const bytes = await buffer(object.body).catch((cause: unknown) => {
-      throw new AtelierError('store_unavailable', `Reading ${key} failed: ${String(cause)}`, { cause });
-    });
-    try {
-      return schema.parse(JSON.parse(bytes.toString()));
-    } catch (error) {
-      problems.push(`${key} is not what it should be: ${String(error)}`);
-      return null;
-    }
   }
 
   async #writeJson(
@@ -178,6 +154,43 @@ export class LoraBucket {
       ...JSON_TYPE,
       ...options,
     });
+  }
+}
+
+/**
+ * What the store has of one version, without any index: for a worker, to which nothing else is the truth.
+ * @returns null when there is no such version
+ * @throws AtelierError `lora_invalid` when its document is broken, `store_unavailable`
+ */
+export async function readLoraVersion(
+  store: ObjectStore,
+  tenant: string,
+  name: string,
+  version: number,
+): Promise<LoraVersion | null> {
+  const problems: string[] = [];
+  const read = await readJson(store, versionKey(tenant, name, version), LoraVersion, problems);
+  if (problems.length > 0) throw new AtelierError('lora_invalid', problems.join('; '));
+  return read;
+}
+
+/** null for an object that is not there, and, with a line in `problems`, for one that is not what it should be. */
+async function readJson<T extends z.ZodType>(
+  store: ObjectStore,
+  key: string,
+  schema: T,
+  problems: string[],
+): Promise<z.infer<T> | null> {
+  const object = await store.get(key);
+  if (!object) return null;
+  const bytes = await buffer(object.body).catch((cause: unknown) => {
+    throw new AtelierError('store_unavailable', `Reading ${key} failed: ${String(cause)}`, { cause });
+  });
+  try {
+    return schema.parse(JSON.parse(bytes.toString()));
+  } catch (error) {
+    problems.push(`${key} is not what it should be: ${String(error)}`);
+    return null;
   }
 }
 

@@ -1,5 +1,5 @@
 import { createHash, randomUUID } from 'node:crypto';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rename, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { buffer } from 'node:stream/consumers';
@@ -161,6 +161,18 @@ describe('the index', () => {
     await registry.rebuild(T);
     expect(await registry.names(T)).toEqual(['wash']);
     expect(await registry.get(T, 'wash')).toMatchObject({ default_weight: 1, tags: [] });
+  });
+
+  test('is not made from a store that is away', async () => {
+    await add('ink', 'one');
+    const root = join(dir, 'store');
+    await rename(root, `${root}-away`);
+    await writeFile(root, '');
+    await redis.flushall();
+    await expect(registry.names(T)).rejects.toMatchObject({ code: 'store_unavailable' });
+    await rm(root);
+    await rename(`${root}-away`, root);
+    expect(await registry.names(T)).toEqual(['ink']);
   });
 
   test('pages in order of name, also through a tag', async () => {
