@@ -196,6 +196,25 @@ test('downloads the file, whole, in part, and not again', async () => {
   expect(again.status).toBe(304);
 });
 
+test.each(['peft', 'kohya'])('exports in the form %s, which can be imported again', async (format) => {
+  await imported('ink');
+  const response = await get(`/v1/loras/ink/file?format=${format}`);
+  expect(response.headers.get('content-disposition')).toBe(
+    `attachment; filename="ink@1.${format}.safetensors"`,
+  );
+  const exported = Buffer.from(await response.arrayBuffer());
+  expect(response.headers.get('content-length')).toBe(String(exported.length));
+  expect(exported.toString('latin1', 8, 2_000)).toContain('ink@1');
+  const again = await expectJson(await put('again', exported), 201, LoraVersionView);
+  expect(again).toMatchObject({ dialects: [format], rank: { min: 2, max: 2 }, modules: { transformer: 1 } });
+  expect(await left()).toEqual([]);
+});
+
+test('an unknown form is refused', async () => {
+  await imported('ink');
+  await expectProblem(await get('/v1/loras/ink/file?format=onnx'), 400, 'validation_failed');
+});
+
 describe('a job', () => {
   const styled = (...styles: object[]) => submit(api, { prompt: 'a', steps: 2, styles });
 

@@ -1,4 +1,12 @@
-import { FluxError, type Lora, type LoraTarget, loraTarget, openModel, readLora } from '@atelier/flux/lora';
+import {
+  FluxError,
+  type Lora,
+  type LoraTarget,
+  loraTarget,
+  openModel,
+  readLora,
+  writeLora,
+} from '@atelier/flux/lora';
 import type { ModelPaths } from '@atelier/shared';
 import type { FileAnswer, FileFacts, FileRequest } from './file-protocol.ts';
 
@@ -35,7 +43,6 @@ async function perform(request: FileRequest): Promise<FileFacts | null> {
       return factsOf(await readLora(request.file, target), target !== null);
     }
     case 'convert': {
-      const { writeLora } = await import('@atelier/flux/lora');
       await writeLora(request.target, await readLora(request.file, null), request.format, request.metadata);
       return null;
     }
