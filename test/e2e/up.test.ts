@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import type { GenerationJob } from '@atelier/shared';
 import sharp from 'sharp';
+import { writeSmallLora } from '../support/lora-files.ts';
 import { descendants, survivors } from '../support/processes.ts';
 
 const PROJECT = join(import.meta.dirname, '..', '..');
@@ -168,6 +169,41 @@ test('the terminal shows where it is and what it paints; the commands talk to it
   const refused = await atelier(['generate', 'a rocket', '--steps', '99', '--url', url]).exited;
   expect(refused.code).toBe(1);
   expect(refused.output).toMatch(/^error .*steps.*1 to 50.* \(validation_failed\)$/m);
+
+  const lora = await writeSmallLora(join(scratch, 'Ink Wash.safetensors'), { scale: 40 });
+  const at = ['--url', url];
+  const imported = await atelier([
+    'loras',
+    'import',
+    lora,
+    '--weight',
+    '0.7',
+    '--tag',
+    'a',
+    '--tag',
+    'b',
+    ...at,
+  ]).exited;
+  expect(imported.output).toContain('Ink Wash.safetensors imported as ink-wash@1 (peft, rank 2, 1 module)');
+  expect((await atelier(['loras', ...at]).exited).output).toMatch(/^ink-wash@1 +2 +4\.\d+ kB +0\.7 +a b$/m);
+  const request = 'generate rocket --seed 7 --steps 4 --json --style ink-wash --style ink-wash@1:-0.2';
+  const styled = await atelier([...request.split(' '), '--out', file, ...at]).exited;
+  expect(JSON.parse(styled.output)).toMatchObject({
+    job: {
+      input: {
+        styles: [
+          { lora: 'ink-wash@1', weight: 0.7 },
+          { lora: 'ink-wash@1', weight: -0.2 },
+        ],
+      },
+    },
+  });
+  const copy = join(scratch, 'copy.safetensors');
+  expect((await atelier(['loras', 'export', 'ink-wash@1', '--out', copy, ...at]).exited).code).toBe(0);
+  expect((await readFile(copy)).equals(await readFile(lora))).toBe(true);
+  expect((await atelier(['loras', 'remove', 'ink-wash', ...at]).exited).output).toBe('removed ink-wash\n');
+  const gone = await atelier(['loras', 'show', 'ink-wash', ...at]).exited;
+  expect(gone).toMatchObject({ code: 1, output: expect.stringContaining('(not_found)') });
 
   child.kill('SIGTERM');
   const { code, output } = await exited;

@@ -66,11 +66,12 @@ export class StudioClient {
     return (await (await this.request(path)).json()) as T;
   }
 
-  async post<T>(path: string, body: unknown): Promise<T> {
-    const headers = { 'content-type': 'application/json' };
-    return (await (
-      await this.request(path, { method: 'POST', headers, body: JSON.stringify(body) })
-    ).json()) as T;
+  post<T>(path: string, body: unknown): Promise<T> {
+    return this.#send('POST', path, body);
+  }
+
+  patch<T>(path: string, body: unknown): Promise<T> {
+    return this.#send('PATCH', path, body);
   }
 
   async download(path: string): Promise<Uint8Array> {
@@ -119,5 +120,11 @@ export class StudioClient {
         if (!passing || Date.now() - lastAnswer > RECONNECT_MS) throw error;
       }
     }
+  }
+
+  async #send<T>(method: string, path: string, body: unknown): Promise<T> {
+    const headers = { 'content-type': 'application/json' };
+    const response = await this.request(path, { method, headers, body: JSON.stringify(body) });
+    return (await response.json()) as T;
   }
 }

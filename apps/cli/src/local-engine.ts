@@ -1,9 +1,12 @@
+import { stat } from 'node:fs/promises';
+import { resolve } from 'node:path';
 import { GenerationRequest, loadCatalog, resolveInput } from '@atelier/shared';
-import { EngineProcess, type EngineRequest } from '@atelier/flux';
+import { EngineProcess, type EngineRequest, type Style } from '@atelier/flux';
 import sharp from 'sharp';
 import type { GenerateOptions, Generated } from './commands/generate.ts';
 import { CliError } from './errors.ts';
 import { settings } from './settings.ts';
+import type { StyleArgument } from './style.ts';
 
 /** Makes one picture without a studio: the same engine, with the catalog and defaults that a studio would use. */
 export async function generateLocally(
@@ -28,6 +31,7 @@ export async function generateLocally(
     steps: input.steps,
     guidance: input.guidance,
     seed: input.seed,
+    ...(options.style ? { styles: await stylesOf(options.style) } : {}),
   };
 
   const engine = EngineProcess.spawn();
@@ -57,4 +61,19 @@ export async function generateLocally(
   } finally {
     await engine.close();
   }
+}
+
+/** Without a studio there are no names: styles are files. */
+async function stylesOf(styles: readonly StyleArgument[]): Promise<Style[]> {
+  return Promise.all(
+    styles.map(async ({ lora, weight = 1 }) => {
+      const file = resolve(lora);
+      const info = await stat(file).catch((cause: unknown) => {
+        throw new CliError('file_missing', `With --local a style is a .safetensors file; ${lora} is none`, {
+          cause,
+        });
+      });
+      return { file, key: `${file}:${info.mtimeMs}:${info.size}`, weight };
+    }),
+  );
 }

@@ -1,9 +1,12 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { DEFAULT_URL } from './client.ts';
 import { printError } from './output.ts';
+import { parseStyle, type StyleArgument } from './style.ts';
 
 const program = new Command('atelier')
   .description('A self-hosted FLUX.1 studio: start it, send it prompts, look at its jobs.')
+  // "loras" has options of its own besides those of its commands.
+  .enablePositionalOptions()
   .showHelpAfterError('(--help shows what is possible)')
   .addHelpText(
     'after',
@@ -12,6 +15,7 @@ Examples:
   atelier up                                   start API, worker and trainer on ${DEFAULT_URL}
   atelier generate "a red apple" --seed 7      make a picture there and save it here
   atelier generate "a rocket" --local          make it in this process, without a studio
+  atelier generate "a fox" --style ink:0.8     with a style of "atelier loras"
   atelier demo                                 a contact sheet of what the bundled model can do
 
 In a checkout, "npm run atelier --" stands for "atelier".`,
@@ -38,6 +42,7 @@ program
   .option('--guidance <x>', 'how closely the prompt is followed', number)
   .option('--width <px>', 'width in pixels', number)
   .option('--height <px>', 'height in pixels', number)
+  .option('--style <name:weight>', 'a LoRA, with --local a file; can be repeated', styles)
   .option('--local', 'run the engine in this process instead of asking a studio')
   .addOption(url())
   .addOption(json())
@@ -55,6 +60,58 @@ program
   .addOption(json())
   .action(async (options) => (await import('./commands/demo.ts')).demo(options));
 
+const loras = program
+  .command('loras')
+  .description('list the LoRAs of the studio; import, show, export and remove them')
+  .option('--tag <tag>', 'only those with this tag')
+  .addOption(url())
+  .addOption(json())
+  .action(async (options) => (await import('./commands/loras.ts')).listLoras(options));
+
+loras
+  .command('import')
+  .description('import a .safetensors file of any form as the next version of a LoRA')
+  .argument('<file>', 'the file')
+  .option('--name <name>', 'name of the LoRA (default: that of the file)')
+  .option('--model <name>', 'the model that it must fit (default: the default model)')
+  .option('--description <text>', 'what it does')
+  .option('--weight <x>', 'weight of a style that is asked for without one', number)
+  .option('--trigger <words>', 'words that bring it out in a prompt; can be repeated', list)
+  .option('--tag <tag>', 'a tag; can be repeated', list)
+  .addOption(url())
+  .addOption(json())
+  .action(async (file: string, options) => (await import('./commands/loras.ts')).importLora(file, options));
+
+loras
+  .command('show')
+  .description('show one LoRA')
+  .argument('<name>', 'its name')
+  .addOption(url())
+  .addOption(json())
+  .action(async (name: string, options) => (await import('./commands/loras.ts')).showLora(name, options));
+
+loras
+  .command('export')
+  .description('save the file of a LoRA')
+  .argument('<name>', 'its name, or name@version')
+  .addOption(
+    new Option('--format <form>', 'as imported, or written for PEFT and diffusers, or kohya and ComfyUI')
+      .choices(['original', 'peft', 'kohya'])
+      .default('original'),
+  )
+  .option('--out <file>', 'where to save it')
+  .addOption(url())
+  .addOption(json())
+  .action(async (name: string, options) => (await import('./commands/loras.ts')).exportLora(name, options));
+
+loras
+  .command('remove')
+  .description('delete a LoRA with all its versions')
+  .argument('<name>', 'its name')
+  .addOption(url())
+  .addOption(json())
+  .action(async (name: string, options) => (await import('./commands/loras.ts')).removeLora(name, options));
+
 program
   .command('jobs')
   .description('list the latest jobs, or show one')
@@ -69,6 +126,16 @@ program
   .addOption(url())
   .addOption(json())
   .action(async (options) => (await import('./commands/models.ts')).models(options));
+
+function styles(text: string, before: readonly StyleArgument[] = []): StyleArgument[] {
+  const style = parseStyle(text);
+  if (!style) throw new InvalidArgumentError('A name is needed, or name:weight such as ink-wash:0.8.');
+  return [...before, style];
+}
+
+function list(text: string, before: readonly string[] = []): string[] {
+  return [...before, text];
+}
 
 function number(text: string): number {
   const value = Number(text);

@@ -3,6 +3,7 @@ import { StudioClient } from '../client.ts';
 import { CliError } from '../errors.ts';
 import { dim, duration, green, printJson } from '../output.ts';
 import { progressBar } from '../progress.ts';
+import type { StyleArgument } from '../style.ts';
 
 export interface GenerateOptions {
   url: string;
@@ -13,6 +14,7 @@ export interface GenerateOptions {
   guidance?: number;
   width?: number;
   height?: number;
+  style?: StyleArgument[];
   local?: boolean;
   json?: boolean;
 }
@@ -56,8 +58,8 @@ async function generateRemotely(
   onProgress: (fraction: number, note: string) => void,
 ): Promise<Generated> {
   const client = new StudioClient(options.url);
-  const { model, seed, steps, guidance, width, height } = options;
-  const submitted = await client.submit({ prompt, model, seed, steps, guidance, width, height });
+  const { model, style: styles, seed, steps, guidance, width, height } = options;
+  const submitted = await client.submit({ prompt, model, styles, seed, steps, guidance, width, height });
   const job = await client.follow(submitted, ({ status, progress, queue }) => {
     const waiting = queue.position === null ? 'waiting' : `waiting behind ${queue.position}`;
     onProgress(progress.fraction, status === 'queued' ? waiting : `step ${progress.step}/${progress.steps}`);

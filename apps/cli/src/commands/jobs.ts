@@ -44,7 +44,9 @@ function describe(job: GenerationJob): string {
   if (job.finished_at) rows.push(['finished', job.finished_at]);
   for (const [name, ms] of Object.entries(job.timings ?? {}))
     rows.push([name.replace(/_ms$/, ''), duration(ms ?? 0)]);
-  for (const [name, value] of Object.entries(job.input)) {
+  const { styles, ...input } = job.input;
+  for (const { lora, weight } of styles) rows.push(['style', `${lora}:${weight}`]);
+  for (const [name, value] of Object.entries(input)) {
     rows.push([name, shorten(typeof value === 'string' ? value : JSON.stringify(value), 80)]);
   }
   for (const image of job.output?.images ?? []) rows.push(['picture', `${image.url} (seed ${image.seed})`]);
