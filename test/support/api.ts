@@ -5,12 +5,13 @@ import { join } from 'node:path';
 import {
   type Config,
   DEFAULT_TENANT,
-  FolderStore,
   JobQueues,
   JobStore,
   LoraRegistry,
+  type ObjectStore,
   Problem,
   createLogger,
+  createObjectStore,
   createRedis,
   loadCatalog,
   loadConfig,
@@ -31,7 +32,7 @@ export interface TestApi {
   readonly client: ReturnType<typeof createRedis>;
   readonly jobs: JobStore;
   readonly queues: JobQueues;
-  readonly store: FolderStore;
+  readonly store: ObjectStore;
   /** Folder of the object store. */
   readonly storeDir: string;
   /** Ends the HTTP server alone, as a shutdown does. */
@@ -39,7 +40,7 @@ export interface TestApi {
   close(): Promise<void>;
 }
 
-/** An API on a free port with a Redis and a folder store of its own, for one test file. */
+/** An API on a free port with a Redis and, unless `env` names a bucket, a folder store of its own, for one test file. */
 export async function startTestApi(env: Record<string, string> = {}): Promise<TestApi> {
   const redis = await startTestRedis();
   const dataDir = await mkdtemp(join(tmpdir(), 'atelier-api-'));
@@ -51,7 +52,7 @@ export async function startTestApi(env: Record<string, string> = {}): Promise<Te
   const jobs = new JobStore(client);
   const queues = new JobQueues(config, client);
   const storeDir = join(dataDir, 'store');
-  const store = new FolderStore(storeDir);
+  const store = createObjectStore(config);
   const deps = {
     config,
     settings: loadSettings(config.ATELIER_HOST, variables),

@@ -1,0 +1,96 @@
+import { createHash } from 'node:crypto';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { GenerationJob, LoraRegistry, LoraVersionView, S3Store, createObjectStore } from '@atelier/shared';
+import { createLogger, createRedis } from '@atelier/shared';
+import { type GpuWorker, startGpuWorker } from '../../apps/gpu-worker/src/worker.ts';
+import { type TestApi, expectJson, startTestApi, submit } from '../support/api.ts';
+import { InstantEngine } from '../support/engines.ts';
+import { writeSmallLora } from '../support/lora-files.ts';
+import { type TestS3, canServeS3, startTestS3 } from '../support/s3.ts';
+
+const available = canServeS3();
+if (!available) console.warn('The studio is NOT tested with S3: no versitygw, and no Go to build it with');
+
+/** API and worker around a bucket, without any folder that they share. */
+(available ? describe : describe.skip)('with S3', () => {
+  let server: TestS3;
+  let api: TestApi;
+  let dir: string;
+  let worker: GpuWorker;
+  let engine: InstantEngine;
+  let redis: ReturnType<typeof createRedis>;
+  beforeAll(async () => {
+    server = await startTestS3();
+    dir = await mkdtemp(join(tmpdir(), 'atelier-s3-worker-'));
+    const env = {
+      ATELIER_STORE: 's3',
+      S3_BUCKET: await server.bucket(),
+      S3_ENDPOINT: server.endpoint,
+      S3_FORCE_PATH_STYLE: 'true',
+      S3_ACCESS_KEY_ID: server.credentials.accessKeyId,
+      S3_SECRET_ACCESS_KEY: server.credentials.secretAccessKey,
+    };
+    api = await startTestApi(env);
+    redis = createRedis(api.config, 'worker');
+    engine = new InstantEngine();
+    worker = await startGpuWorker({
+      config: { ...api.config, ATELIER_CACHE_DIR: dir },
+      redis,
+      store: createObjectStore(api.config),
+      catalog: api.deps.catalog,
+      spawnEngine: () => engine,
+      log: createLogger(api.config, 'gpu-worker'),
+    });
+  }, 300_000);
+  afterAll(async () => {
+    await worker.close(0);
+    redis.disconnect();
+    await api.close();
+    await server.stop();
+    await rm(dir, { recursive: true });
+  });
+
+  test('a LoRA goes from an import through a job to a download straight from the bucket', async () => {
+    const bytes = await readFile(await writeSmallLora(join(dir, 'ink.safetensors')));
+    const imported = await fetch(`${api.url}/v1/loras/ink`, { method: 'PUT', body: new Uint8Array(bytes) });
+    const { sha256 } = await expectJson(imported, 201, LoraVersionView);
+
+    const styles = [{ lora: 'ink', weight: 0.5 }];
+    const response = await submit(api, { prompt: 'a', steps: 2, styles }, { Prefer: 'wait=30' });
+    const job = await expectJson(response, 200, GenerationJob);
+    expect(job.status).toBe('succeeded');
+    const [style] = engine.requests[0]!.styles!;
+    expect(style).toMatchObject({ key: `ink@1:${sha256}`, weight: 0.5 });
+    expect((await readFile(style!.file)).equals(bytes)).toBe(true);
+
+    const redirect = await fetch(`${api.url}/v1/loras/ink/file`, { redirect: 'manual' });
+    expect(redirect.status).toBe(307);
+    const url = redirect.headers.get('location')!;
+    expect(url.startsWith(server.endpoint)).toBe(true);
+    const file = await fetch(url);
+    expect(file.headers.get('content-disposition')).toBe('attachment; filename="ink@1.safetensors"');
+    const downloaded = Buffer.from(await file.arrayBuffer());
+    expect(createHash('sha256').update(downloaded).digest('hex')).toBe(sha256);
+  });
+
+  test('imports at once, a rename, a delete and a lost index come out as with a folder', async () => {
+    const add = async (name: string, seed: number) => {
+      const bytes = await readFile(await writeSmallLora(join(dir, `${seed}.safetensors`), { seed }));
+      return fetch(`${api.url}/v1/loras/${name}`, { method: 'PUT', body: new Uint8Array(bytes) });
+    };
+    const statuses = await Promise.all([11, 12, 13].map(async (seed) => (await add('wash', seed)).status));
+    expect(statuses).toEqual([201, 201, 201]);
+    const loras = new LoraRegistry(api.deps.store, api.client, api.jobs);
+    expect((await loras.get('default', 'wash'))!.versions.map(({ version }) => version)).toEqual([1, 2, 3]);
+    await loras.update('default', 'wash', { name: 'sumi', tags: ['ink'] });
+    await api.client.flushall();
+    expect(await loras.get('default', 'wash')).toBeNull();
+    expect(await loras.get('default', 'sumi')).toMatchObject({ tags: ['ink'], versions: [{}, {}, {}] });
+    await loras.delete('default', 'sumi');
+    expect((await api.deps.store.list('tenants/default/loras/sumi/')).objects).toHaveLength(1);
+    expect((await add('sumi', 11)).headers.get('location')).toBe('/v1/loras/sumi/versions/4');
+    expect(api.deps.store).toBeInstanceOf(S3Store);
+  });
+});
