@@ -69,6 +69,8 @@ if (!available) console.warn('The studio is NOT tested with S3: no versitygw, an
     expect(redirect.status).toBe(307);
     const url = redirect.headers.get('location')!;
     expect(url.startsWith(server.endpoint)).toBe(true);
+    const head = await fetch(`${api.url}/v1/loras/ink/file`, { method: 'HEAD' });
+    expect([head.status, head.headers.get('content-length')]).toEqual([200, String(bytes.length)]);
     const file = await fetch(url);
     expect(file.headers.get('content-disposition')).toBe('attachment; filename="ink@1.safetensors"');
     const downloaded = Buffer.from(await file.arrayBuffer());

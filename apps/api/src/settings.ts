@@ -19,12 +19,12 @@ const Env = z.object({
     .min(16_384)
     .max(256 * 2 ** 20)
     .default(24 * 2 ** 20),
-  /** Largest LoRA file that can be imported. */
+  /** Largest LoRA file that can be imported; above 5 GiB S3 does not copy an object, as a rename does. */
   ATELIER_MAX_LORA_BYTES: z.coerce
     .number()
     .int()
     .min(1_024)
-    .max(64 * 2 ** 30)
+    .max(5 * 2 ** 30)
     .default(2 * 2 ** 30),
   /** Whether downloads of LoRAs are redirected to the bucket; off where clients cannot reach it. */
   ATELIER_PRESIGNED_DOWNLOADS: z

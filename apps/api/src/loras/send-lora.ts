@@ -45,7 +45,8 @@ export async function sendLora(
   const cacheControl = pinned ? FOR_EVER : 'private, no-cache';
   if (format !== 'original') return sendConverted(deps, req, res, download, key, format);
   const filename = `${formatPin(record.name, version.version)}.safetensors`;
-  if (store.presignGet && settings.presignedDownloads) {
+  // A URL is signed for one method: HEAD is answered here.
+  if (store.presignGet && settings.presignedDownloads && req.method === 'GET') {
     const url = await store.presignGet(key, { seconds: PRESIGNED_S, filename });
     res.set('Cache-Control', 'no-store').redirect(307, url);
     return;
