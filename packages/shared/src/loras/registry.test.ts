@@ -163,6 +163,39 @@ describe('the index', () => {
     expect(await registry.get(T, 'wash')).toMatchObject({ default_weight: 1, tags: [] });
   });
 
+  test('is whole after a rebuild during which Redis lost it', async () => {
+    for (const name of ['a', 'b', 'c']) await add(name, name);
+    let flushes = 0;
+    class Interrupted extends FolderStore {
+      override async list(...args: Parameters<FolderStore['list']>) {
+        if (args[0].endsWith('/b/') && flushes++ === 0) await redis.flushall();
+        return super.list(...args);
+      }
+    }
+    await redis.flushall();
+    const interrupted = new LoraRegistry(new Interrupted(join(dir, 'store')), redis, jobs);
+    expect(await interrupted.names(T)).toEqual(['a', 'b', 'c']);
+    expect(flushes).toBe(2);
+  });
+
+  test('is rebuilt after a delete that could not be finished', async () => {
+    await add('ink', 'one');
+    expect(await registry.names(T)).toEqual(['ink']);
+    const root = join(dir, 'store');
+    class Failing extends FolderStore {
+      override async put(): Promise<never> {
+        await rename(root, `${root}-away`);
+        await writeFile(root, '');
+        throw new Error('the store broke');
+      }
+    }
+    const failing = new LoraRegistry(new Failing(root), redis, jobs);
+    await expect(failing.delete(T, 'ink')).rejects.toMatchObject({ code: 'store_unavailable' });
+    await rm(root);
+    await rename(`${root}-away`, root);
+    expect(await registry.names(T)).toEqual(['ink']);
+  });
+
   test('is not made from a store that is away', async () => {
     await add('ink', 'one');
     const root = join(dir, 'store');

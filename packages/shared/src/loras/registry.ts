@@ -171,17 +171,22 @@ export class LoraRegistry {
   rebuild(tenant: string): Promise<void> {
     const running = this.#rebuilding.get(tenant);
     if (running) return running;
-    const rebuild = (async () => {
+    const rebuild = this.#rebuild(tenant).finally(() => this.#rebuilding.delete(tenant));
+    this.#rebuilding.set(tenant, rebuild);
+    return rebuild;
+  }
+
+  async #rebuild(tenant: string): Promise<void> {
+    let mark: string;
+    do {
+      mark = await this.#index.beginRebuild(tenant);
       const names = new Set(await this.#bucket.names(tenant));
       for (const name of await this.#index.known(tenant)) names.add(name);
       for (const name of names)
         await this.#locked(tenant, [name], async () => {
           await this.#refresh(tenant, name);
         });
-      await this.#index.markWhole(tenant);
-    })().finally(() => this.#rebuilding.delete(tenant));
-    this.#rebuilding.set(tenant, rebuild);
-    return rebuild;
+    } while (!(await this.#index.endRebuild(tenant, mark)));
   }
 
   async #move(
@@ -232,11 +237,17 @@ export class LoraRegistry {
 
   /** Copies one LoRA from the object store into the index. */
   async #refresh(tenant: string, name: string): Promise<LoraRecord | null> {
-    const { record, problems } = await this.#bucket.read(tenant, name);
-    if (problems.length > 0) this.#onProblems(problems);
-    if (record) await this.#index.put(tenant, record);
-    else await this.#index.remove(tenant, name);
-    return record;
+    try {
+      const { record, problems } = await this.#bucket.read(tenant, name);
+      if (problems.length > 0) this.#onProblems(problems);
+      if (record) await this.#index.put(tenant, record);
+      else await this.#index.remove(tenant, name);
+      return record;
+    } catch (error) {
+      // With Redis away too this fails as well, and its return has the index rebuilt.
+      await this.#index.markBroken(tenant).catch(() => {});
+      throw error;
+    }
   }
 
   async #indexed<T>(tenant: string, read: () => Promise<T | null>): Promise<T> {
