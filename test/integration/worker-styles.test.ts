@@ -136,7 +136,7 @@ test('a style that does not fit the model is the job’s end, and no file stays 
   expect(await ended(await studio.submit({ steps: 1, styles: [{ lora: 'wide' }] }))).toMatchObject({
     status: 'failed',
     attempts: 1,
-    error: { code: 'lora_invalid', retryable: false },
+    error: { code: 'lora_invalid', message: expect.stringMatching(/^wide@1: .*48/), retryable: false },
   });
   expect(await readdir(join(studio.config.ATELIER_DATA_DIR, 'cache/loras'))).toHaveLength(1);
   expect(await ended(await studio.submit({ steps: 1 }))).toMatchObject({ status: 'succeeded' });

@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto';
 import { buffer } from 'node:stream/consumers';
+import { FluxError } from '@atelier/flux';
 import { AtelierError } from '@atelier/shared';
 import type { Attempt, Catalog, GenerationRecord, JobStore, Logger, ObjectStore } from '@atelier/shared';
 import type { Progress, StoredImage } from '@atelier/shared';
@@ -87,6 +88,9 @@ export async function runAttempt(
       images.push(await storeImage(deps, record, attempt, index, image, spent, stop.signal));
     }
     return spent;
+  } catch (error) {
+    if (!(error instanceof FluxError) || !held) throw error;
+    throw new FluxError(error.code, held.named(error.message), { cause: error });
   } finally {
     held?.release();
     progress.stop();

@@ -26,6 +26,8 @@ export interface StyleCacheOptions {
 /** Styles as files of this machine; none of them is evicted before `release`. */
 export interface HeldStyles {
   styles: Style[];
+  /** A message of the engine with the LoRAs' names in place of their paths, which are nobody's business. */
+  named: (text: string) => string;
   release: () => void;
 }
 
@@ -65,7 +67,7 @@ export class StyleCache {
    * `store_unavailable`; the reason of `signal` when it aborts
    */
   async hold(tenant: string, styles: readonly PinnedStyle[], signal: AbortSignal): Promise<HeldStyles> {
-    if (styles.length === 0) return { styles: [], release: () => {} };
+    if (styles.length === 0) return { styles: [], named: (text) => text, release: () => {} };
     await (this.#opened ??= this.#open());
     const held: string[] = [];
     const release = (): void => {
@@ -73,14 +75,16 @@ export class StyleCache {
     };
     try {
       const files: Style[] = [];
+      const names = new Map<string, string>();
       for (const { lora, weight } of styles) {
         const version = await this.#version(tenant, lora);
         this.#holders.set(version.sha256, (this.#holders.get(version.sha256) ?? 0) + 1);
         held.push(version.sha256);
         await this.#ensure(tenant, lora, version, signal);
         files.push({ file: this.#path(version.sha256), key: `${lora}:${version.sha256}`, weight });
+        names.set(this.#path(version.sha256), lora);
       }
-      return { styles: files, release };
+      return { styles: files, named: (text) => withNames(text, names), release };
     } catch (error) {
       release();
       throw error;
@@ -207,6 +211,10 @@ export class StyleCache {
   #path(sha256: string): string {
     return join(this.#options.dir, `${sha256}${EXTENSION}`);
   }
+}
+
+function withNames(text: string, names: ReadonlyMap<string, string>): string {
+  return [...names].reduce((named, [path, name]) => named.replaceAll(path, name), text);
 }
 
 /** Changes when somebody writes to the file; whole milliseconds are what `utimes` gives back as they were. */
