@@ -106,7 +106,7 @@ describe.each(TINY_MODELS)('%s', (name) => {
     ];
     const tokenPath = await GraphSession.create(
       'token-path',
-      buildTokenPath(spec, locator('transformer'), probes),
+      buildTokenPath(spec, locator('transformer'), { probes }),
     );
     const { cos, sin } = ropeTable(spec, maxSequenceLength, rows, columns);
     const angles = [maxSequenceLength + rows * columns, spec.headDim / 2];

@@ -40,7 +40,13 @@ export class InstantEngine implements Engine {
         throw new FluxError('canceled', `canceled after ${step} of ${steps} steps`);
     }
     const pixels = new Uint8Array(width * height * 3).fill(seed % 256);
-    return { pixels, width, height, seed, timings: { text_ms: 0, denoise_ms: 0, decode_ms: 0, total_ms: 0 } };
+    return {
+      pixels,
+      width,
+      height,
+      seed,
+      timings: { style_ms: 0, text_ms: 0, denoise_ms: 0, decode_ms: 0, total_ms: 0 },
+    };
   }
 
   async close(): Promise<void> {

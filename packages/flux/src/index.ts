@@ -1,5 +1,6 @@
 export { FluxError, type FluxErrorCode } from './errors.ts';
 export type { ModelFiles } from './checkpoint/model-files.ts';
+export type { Style } from './lora/types.ts';
 export { FluxModel, type LoadOptions } from './model.ts';
 export {
   generate,

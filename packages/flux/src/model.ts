@@ -1,10 +1,13 @@
-import { totalmem } from 'node:os';
 import { openModel, type ModelFiles } from './checkpoint/model-files.ts';
 import type { SchedulerSpec, VaeSpec } from './checkpoint/spec.ts';
-import { expandedBytes, placeWeights, type Placement, type PrepareProgress } from './runtime/placement.ts';
+import { LoraStore } from './lora/store.ts';
+import { loraTarget } from './lora/target.ts';
+import type { Style } from './lora/types.ts';
+import { type Variant, Variants } from './lora/variants.ts';
+import { placeModel, type Placement, type PrepareProgress } from './runtime/placement.ts';
 import { PATCH, type LatentSize } from './sampling/latents.ts';
-import { TextEncoder, type EncodedText } from './text/encoder.ts';
-import { Transformer, type Conditioning, type ConditioningInput } from './transformer/transformer.ts';
+import { TextEncoder } from './text/encoder.ts';
+import { Transformer } from './transformer/transformer.ts';
 import { Vae } from './vae/vae.ts';
 
 export interface LoadOptions {
@@ -16,14 +19,10 @@ export interface LoadOptions {
   maxSequenceLength: number;
   threads?: number;
   /**
-   * Chosen from the size of the model and of memory when absent. 'fp8' is for the transformer; the other parts, which
-   * are not made to be rounded that far, then stay in place.
+   * Of the transformer's weights; chosen from the size of the model and of memory when absent.
    */
   placement?: Placement;
 }
-
-/** Part of the machine's memory that weights in fp32 may take before they stay in the checkpoint's type. */
-const MEMORY_FOR_WEIGHTS = 0.5;
 
 /** A loaded model: text encoders, transformer and autoencoder ready to run. */
 export class FluxModel {
@@ -33,20 +32,20 @@ export class FluxModel {
   readonly #text: TextEncoder;
   readonly #transformer: Transformer;
   readonly #vae: Vae;
+  readonly #variants: Variants;
 
   private constructor(
     name: string,
     scheduler: SchedulerSpec,
-    text: TextEncoder,
-    transformer: Transformer,
-    vae: Vae,
+    parts: { text: TextEncoder; transformer: Transformer; vae: Vae; variants: Variants },
   ) {
     this.name = name;
     this.scheduler = scheduler;
-    this.vaeSpec = vae.spec;
-    this.#text = text;
-    this.#transformer = transformer;
-    this.#vae = vae;
+    this.vaeSpec = parts.vae.spec;
+    this.#text = parts.text;
+    this.#transformer = parts.transformer;
+    this.#vae = parts.vae;
+    this.#variants = parts.variants;
   }
 
   /**
@@ -57,37 +56,35 @@ export class FluxModel {
     options: LoadOptions,
     onProgress?: (progress: PrepareProgress) => void,
   ): Promise<FluxModel> {
-    const opened = await openModel(options.files);
-    const parts = [opened.clip, opened.t5, opened.vae, opened.transformer] as const;
-    const totals = parts.map(expandedBytes);
-    const total = totals.reduce((sum, bytes) => sum + bytes, 0);
-    const placement = options.placement ?? (total < totalmem() * MEMORY_FOR_WEIGHTS ? 'expand' : 'in-place');
-    const placementOf = (part: (typeof parts)[number]): Placement =>
-      placement === 'fp8' && part !== opened.transformer ? 'in-place' : placement;
-    const done = parts.map(() => 0);
-    const [clip, t5, vae, transformer] = await Promise.all(
-      parts.map((part, i) =>
-        placeWeights(part, placementOf(part), options.cacheDir, (progress) => {
-          done[i] = progress.done;
-          onProgress?.({ done: done.reduce((sum, bytes) => sum + bytes, 0), total });
-        }),
-      ),
-    );
+    const { files, maxSequenceLength } = options;
+    const opened = await openModel(files);
+    const placed = await placeModel(opened, options, onProgress);
     const session = options.threads ? { threads: options.threads } : {};
-    return new FluxModel(
-      options.name,
-      opened.scheduler,
-      await TextEncoder.load(
-        {
-          clip: { spec: opened.clip.spec, locator: clip!, tokenizer: options.files.tokenizer },
-          t5: { spec: opened.t5.spec, locator: t5!, tokenizer: options.files.tokenizer2 },
-          maxSequenceLength: options.maxSequenceLength,
-        },
-        session,
-      ),
-      await Transformer.load(opened.transformer.spec, transformer!, session),
-      await Vae.load(opened.vae.spec, vae!, session),
+    const text = await TextEncoder.load(
+      {
+        clip: { spec: opened.clip.spec, locator: placed.clip, tokenizer: files.tokenizer },
+        t5: { spec: opened.t5.spec, locator: placed.t5, tokenizer: files.tokenizer2 },
+        maxSequenceLength,
+      },
+      session,
     );
+    const transformer = await Transformer.load(opened.transformer.spec, placed.transformer, session);
+    const vae = await Vae.load(opened.vae.spec, placed.vae, session);
+    const target = loraTarget({ transformer: opened.transformer.spec, clip: opened.clip.spec });
+    const variants = new Variants(
+      {
+        text,
+        transformer,
+        clipWeights: placed.clip,
+        transformerWeights: placed.transformer,
+        mergeable: placed.placement === 'expand',
+        loadAdapted: (adapted) =>
+          Transformer.load(opened.transformer.spec, placed.transformer, session, adapted),
+        session,
+      },
+      new LoraStore(target),
+    );
+    return new FluxModel(options.name, opened.scheduler, { text, transformer, vae, variants });
   }
 
   /** Sides of a picture are multiples of this many pixels. */
@@ -95,16 +92,9 @@ export class FluxModel {
     return this.vaeSpec.scaleFactor * PATCH;
   }
 
-  encodeText(prompt: string): Promise<EncodedText> {
-    return this.#text.encode(prompt);
-  }
-
-  condition(input: ConditioningInput): Promise<Conditioning> {
-    return this.#transformer.condition(input);
-  }
-
-  velocity(latents: Float32Array, conditioning: Conditioning, step: number): Promise<Float32Array> {
-    return this.#transformer.velocity(latents, conditioning, step);
+  /** The model as a set of styles makes it; the model itself for none. */
+  variant(styles: readonly Style[]): Promise<Variant> {
+    return this.#variants.get(styles);
   }
 
   /** Latents [channels, height, width] -> image [3, height * scaleFactor, width * scaleFactor], about -1..1. */
@@ -122,6 +112,7 @@ export class FluxModel {
   }
 
   async release(): Promise<void> {
+    this.#variants.release();
     await this.#text.release();
     await this.#transformer.release();
     await this.#vae.release();

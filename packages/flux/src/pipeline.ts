@@ -1,4 +1,5 @@
 import { FluxError } from './errors.ts';
+import type { Style } from './lora/types.ts';
 import type { FluxModel } from './model.ts';
 import { denoise } from './sampling/denoise.ts';
 import { addNoise, packLatents, PATCH, unpackLatents, type LatentSize } from './sampling/latents.ts';
@@ -17,11 +18,15 @@ export interface EngineRequest {
   guidance: number;
   /** 0 to 2^53 - 1; starts torch's CPU generator. */
   seed: number;
+  /** LoRAs that act on this picture, in any order. */
+  styles?: readonly Style[];
   /** Picture to start from: RGB bytes [height, width, 3]; strength in (0, 1], where 1 ignores it. */
   image?: { pixels: Uint8Array; strength: number };
 }
 
 export interface EngineTimings {
+  /** Making the styles' form of the model; about 0 when it was ready. */
+  style_ms: number;
   text_ms: number;
   denoise_ms: number;
   decode_ms: number;
@@ -46,7 +51,7 @@ export type PipelineEvent =
 /**
  * Makes one picture. Yields before the text is encoded, after each denoising step and before decoding, so that the
  * caller can report progress or stop by not asking for more; returns the picture.
- * @throws FluxError request_invalid, engine_failed, out_of_memory
+ * @throws FluxError request_invalid, engine_failed, out_of_memory, and what reading a style's file throws
  */
 export async function* generate(
   model: FluxModel,
@@ -55,14 +60,16 @@ export async function* generate(
   const size = latentSize(model, request);
   const started = performance.now();
   yield { phase: 'text' };
-  const { text, pooled } = await model.encodeText(request.prompt);
+  const variant = await model.variant(request.styles ?? []);
+  const styled = performance.now();
+  const { text, pooled } = await variant.text.encode(request.prompt);
   const encoded = performance.now();
 
   const grid = { height: size.height / PATCH, width: size.width / PATCH };
   const sigmas = sigmaSchedule(model.scheduler, request.steps, grid.height * grid.width);
   const { latents, first } = await startingPoint(model, request, size, sigmas);
   let last = latents;
-  for await (const step of denoise(model, {
+  for await (const step of denoise(variant, {
     latents: packLatents(latents, size),
     text,
     pooled,
@@ -86,7 +93,8 @@ export async function* generate(
     height: request.height,
     seed: request.seed,
     timings: {
-      text_ms: encoded - started,
+      style_ms: styled - started,
+      text_ms: encoded - styled,
       denoise_ms: denoised - encoded,
       decode_ms: done - denoised,
       total_ms: done - started,

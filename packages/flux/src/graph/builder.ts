@@ -46,6 +46,8 @@ export interface GraphModel {
   readonly folder: string | null;
   readonly inputs: readonly Value[];
   readonly outputs: readonly Value[];
+  /** Names of the external initializers: the weights that the graph uses. */
+  readonly externals: ReadonlySet<string>;
 }
 
 export type Attribute = number | string | readonly number[] | { readonly float: number };
@@ -195,6 +197,7 @@ export class GraphBuilder {
       folder: this.#folder,
       inputs: this.#inputs,
       outputs: this.#outputs,
+      externals: new Set(this.#externals.keys()),
     };
   }
 }

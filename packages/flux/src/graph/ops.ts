@@ -16,6 +16,11 @@ export function linear(g: GraphBuilder, x: Value, weight: Value, bias: Value | n
   return g.op('Gemm', [x, weight, bias], { type: x.type, shape: [tokens!, out!] }, { transB: 1 });
 }
 
+/** y + x Wᵀ. x [T, in], weight [out, in], y [T, out]. */
+export function linearOnto(g: GraphBuilder, x: Value, weight: Value, y: Value): Value {
+  return g.op('Gemm', [x, weight, y], y, { transB: 1 });
+}
+
 /** Layer norm over the last axis; scale and bias [C] may be running values, which is how adaLN is applied for free. */
 export function layerNorm(g: GraphBuilder, x: Value, scale: Value, bias: Value, epsilon: number): Value {
   return g.op('LayerNormalization', [x, scale, bias], x, { axis: -1, epsilon: { float: epsilon } });

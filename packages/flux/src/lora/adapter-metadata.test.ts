@@ -92,6 +92,7 @@ test.each<[string, Options, string, string]>([
     'lora_unsupported',
     'peft_type',
   ],
+  ['DoRA', { config: { r: 2, lora_alpha: 8, use_dora: true } }, 'lora_unsupported', 'use_dora true'],
   [
     'a pattern that may take forever',
     { config: { r: 2, lora_alpha: 8, alpha_pattern: { '(.*)*x': 2 } } },
@@ -115,6 +116,13 @@ test.each<[string, Options, string, string]>([
   const error = await rejection(readLora(file, TARGET));
   expect(error.code).toBe(code);
   expect(error.message).toContain(says);
+});
+
+test('metadata about nothing in the file are left out with a warning', async () => {
+  const { file } = await write({ prefix: 'diffusion_model.', config: { r: 2, lora_alpha: 8 } });
+  const { warnings, transformer } = await readLora(file, TARGET);
+  expect(warnings).toEqual(['Left out: metadata that describe none of the modules (lora_adapter_metadata).']);
+  expect(transformer.size).toBe(MODULES.length);
 });
 
 test('metadata that are no JSON object', async () => {

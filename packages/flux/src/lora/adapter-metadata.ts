@@ -73,14 +73,13 @@ export class AdapterMetadata {
     const field = (name: string): unknown => this.#fields[part + name];
     const type = field('peft_type') ?? 'LORA';
     if (type !== 'LORA') throw this.#unsupported(`${part}peft_type`, type, 'LORA');
-    const flag = field('use_rslora') ?? false;
-    if (typeof flag !== 'boolean') throw this.#wrong(`${part}use_rslora`, flag, 'true or false');
+    if (this.#flag(`${part}use_dora`)) throw this.#unsupported(`${part}use_dora`, true, 'false');
     return {
       rank: this.#positive(`${part}r`, field('r')),
       alpha: this.#finite(`${part}lora_alpha`, field('lora_alpha')),
       ranks: this.#patterns(`${part}rank_pattern`, field('rank_pattern')),
       alphas: this.#patterns(`${part}alpha_pattern`, field('alpha_pattern')),
-      rankStabilized: flag,
+      rankStabilized: this.#flag(`${part}use_rslora`),
     };
   }
 
@@ -97,6 +96,12 @@ export class AdapterMetadata {
         return { matches, value: this.#finite(`${name} of ${shown(pattern)}`, number) };
       }),
     );
+  }
+
+  #flag(name: string): boolean {
+    const value = this.#fields[name] ?? false;
+    if (typeof value !== 'boolean') throw this.#wrong(name, value, 'true or false');
+    return value;
   }
 
   #positive(name: string, value: unknown): number {

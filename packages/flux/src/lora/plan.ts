@@ -1,5 +1,5 @@
 import type { SafetensorsHeader } from '../checkpoint/safetensors-header.ts';
-import { AdapterMetadata } from './adapter-metadata.ts';
+import { ADAPTER_METADATA_KEY, AdapterMetadata } from './adapter-metadata.ts';
 import { ALGORITHMS, type PlannedPair } from './algorithms/index.ts';
 import type { FileModule } from './module-table.ts';
 import { loraInvalid, loraUnsupported, shapeText, shown } from './problems.ts';
@@ -26,6 +26,7 @@ export interface PlannedChange {
 export interface LoraPlan {
   readonly changes: readonly PlannedChange[];
   readonly idle: readonly Idle[];
+  /** Left out whatever their values, by the reason. */
   readonly unused: ReadonlyMap<string, readonly string[]>;
   /** fp32 bytes of all pairs. */
   readonly byteLength: number;
@@ -57,7 +58,15 @@ export function planLora(file: string, header: SafetensorsHeader, target: LoraTa
       sum + pair.rank * (pair.inFeatures + pair.outFeatures) * Float32Array.BYTES_PER_ELEMENT,
     0,
   );
-  return { changes, idle, unused, byteLength };
+  const isIdle = metadata && changes.every(({ metadataScale }) => metadataScale === undefined);
+  return {
+    changes,
+    idle,
+    unused: isIdle
+      ? new Map([...unused, ['metadata that describe none of the modules', [ADAPTER_METADATA_KEY]]])
+      : unused,
+    byteLength,
+  };
 }
 
 function splitRows(file: string, { stem }: Source, place: FileModule, pair: PlannedPair): PlannedPart[] {

@@ -1,5 +1,6 @@
 import { realpath } from 'node:fs/promises';
-import type { OpenedPart } from '../checkpoint/model-files.ts';
+import { totalmem } from 'node:os';
+import type { OpenedModel, OpenedPart } from '../checkpoint/model-files.ts';
 import { prepareWeights } from '../checkpoint/prepare.ts';
 import type { LocatedTensor, WeightLocator } from '../graph/weights.ts';
 
@@ -20,15 +21,55 @@ export interface PrepareProgress {
   total: number;
 }
 
+/** Part of the machine's memory that weights in fp32 may take before they stay in the checkpoint's type. */
+const MEMORY_FOR_WEIGHTS = 0.5;
+
+export interface PlacedModel {
+  clip: WeightLocator;
+  t5: WeightLocator;
+  vae: WeightLocator;
+  transformer: WeightLocator;
+  /** Of the transformer. */
+  placement: Placement;
+}
+
+/**
+ * Places every part of a model. The autoencoder and CLIP are always widened: they are small, and a LoRA may be merged
+ * into CLIP. T5 is widened when the transformer is; nothing but the transformer is made to be rounded to fp8.
+ */
+export async function placeModel(
+  model: OpenedModel,
+  options: { cacheDir: string; placement?: Placement },
+  onProgress?: (progress: PrepareProgress) => void,
+): Promise<PlacedModel> {
+  const sizes = [model.clip, model.vae, model.t5, model.transformer].map(expandedBytes);
+  const total = sizes.reduce((sum, bytes) => sum + bytes, 0);
+  const placement = options.placement ?? (total < totalmem() * MEMORY_FOR_WEIGHTS ? 'expand' : 'in-place');
+  const progress = new Map<OpenedPart<unknown>, PrepareProgress>();
+  const place = (part: OpenedPart<unknown>, how: Placement): Promise<WeightLocator> =>
+    placeWeights(part, how, options.cacheDir, (now) => {
+      progress.set(part, now);
+      const sum = (of: 'done' | 'total') => [...progress.values()].reduce((bytes, p) => bytes + p[of], 0);
+      onProgress?.({ done: sum('done'), total: sum('total') });
+    });
+  const [clip, vae, t5, transformer] = await Promise.all([
+    place(model.clip, 'expand'),
+    place(model.vae, 'expand'),
+    place(model.t5, placement === 'expand' ? 'expand' : 'in-place'),
+    place(model.transformer, placement),
+  ]);
+  return { clip, vae, t5, transformer, placement };
+}
+
 /** Bytes that the part's weights take in fp32. */
-export function expandedBytes(part: OpenedPart<unknown>): number {
+function expandedBytes(part: OpenedPart<unknown>): number {
   return part.weights
     .names()
     .map((name) => part.weights.get(name).shape.reduce((product, size) => product * size, 4))
     .reduce((sum, bytes) => sum + bytes, 0);
 }
 
-export async function placeWeights(
+async function placeWeights(
   part: OpenedPart<unknown>,
   placement: Placement,
   cacheDir: string,

@@ -1,4 +1,4 @@
-import type { FluxModel } from '../model.ts';
+import type { Variant } from '../lora/variants.ts';
 import { eulerStep } from './latents.ts';
 
 export interface DenoiseInput {
@@ -27,18 +27,24 @@ export interface DenoiseStep {
 }
 
 /** Integrates the flow from sigmas[first] to 0 with Euler steps, yielding after each. */
-export async function* denoise(model: FluxModel, input: DenoiseInput): AsyncGenerator<DenoiseStep> {
+export async function* denoise(
+  { transformer, deltas }: Variant,
+  input: DenoiseInput,
+): AsyncGenerator<DenoiseStep> {
   const { sigmas, first, latents } = input;
   const steps = sigmas.length - 1 - first;
-  const conditioning = await model.condition({
-    text: input.text,
-    pooled: input.pooled,
-    guidance: input.guidance,
-    sigmas: sigmas.subarray(first, sigmas.length - 1),
-    grid: input.grid,
-  });
+  const conditioning = await transformer.condition(
+    {
+      text: input.text,
+      pooled: input.pooled,
+      guidance: input.guidance,
+      sigmas: sigmas.subarray(first, sigmas.length - 1),
+      grid: input.grid,
+    },
+    deltas,
+  );
   for (let i = 0; i < steps; i++) {
-    const velocity = await model.velocity(latents, conditioning, i);
+    const velocity = await transformer.velocity(latents, conditioning, i);
     eulerStep(latents, velocity, sigmas[first + i]!, sigmas[first + i + 1]!);
     yield { step: i + 1, steps, sigma: sigmas[first + i + 1]!, latents };
   }

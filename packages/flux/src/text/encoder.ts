@@ -47,6 +47,12 @@ export class TextEncoder {
     return new TextEncoder(parts, tokenizers, sessions);
   }
 
+  /** The same encoders with other weights for CLIP; T5 is shared with this one, which must outlive the result. */
+  async withClip(locator: WeightLocator, options: SessionOptions): Promise<TextEncoder> {
+    const clip = await GraphSession.create('clip', buildClip(this.#parts.clip.spec, locator), options);
+    return new TextEncoder(this.#parts, this.#tokenizers, { ...this.#sessions, clip });
+  }
+
   async encode(prompt: string): Promise<EncodedText> {
     const { clip, t5, maxSequenceLength } = this.#parts;
     const clipIds = this.#tokenizers.clip.encode(prompt, clip.spec.maxPositions);
@@ -80,8 +86,13 @@ export class TextEncoder {
     return (await this.#sessions.t5.run(feeds, ['hidden'])).hidden.data;
   }
 
-  async release(): Promise<void> {
+  /** Releases CLIP alone: all that an encoder of {@link withClip} owns. */
+  async releaseClip(): Promise<void> {
     await this.#sessions.clip.release();
+  }
+
+  async release(): Promise<void> {
+    await this.releaseClip();
     await this.#sessions.t5.release();
   }
 }

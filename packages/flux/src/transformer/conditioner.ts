@@ -14,9 +14,13 @@ import { modulationLayout, type ModulationSlot } from './modulation.ts';
  * N is the number of denoising steps, M the size of {@link modulationLayout}. Holds 27 % of FLUX.1's parameters.
  * Source: `CombinedTimestepGuidanceTextProjEmbeddings` and the adaLN modules of diffusers.
  */
-export function buildConditioner(spec: TransformerSpec, locator: WeightLocator): GraphModel {
+export function buildConditioner(
+  spec: TransformerSpec,
+  locator: WeightLocator,
+  adapted?: ReadonlySet<string>,
+): GraphModel {
   const g = new GraphBuilder('conditioner');
-  const linears = new Linears(g, new GraphWeights(g, locator));
+  const linears = new Linears(g, new GraphWeights(g, locator), adapted);
   const mlp = (x: Value, path: string): Value =>
     linears.apply(
       silu(g, linears.apply(x, `time_text_embed.${path}.linear_1`)),

@@ -12,24 +12,24 @@ import { FINAL_CHUNKS, Modulation, modulationLayout } from './modulation.ts';
  *   latents [S, inChannels], context [T, hidden], modulation [M], cos and sin [T + S, headDim / 2]
  *     -> velocity [S, outChannels]
  *
- * S image tokens, T text tokens. `probes` are published as further outputs, for comparing inner activations with
- * the reference: `double.<i>.img`, `double.<i>.txt`, `single.<i>`.
+ * S image tokens, T text tokens. `adapted` modules take a LoRA as further inputs; `probes` are published as further
+ * outputs, for comparing inner activations with the reference: `double.<i>.img`, `double.<i>.txt`, `single.<i>`.
  */
 export function buildTokenPath(
   spec: TransformerSpec,
   locator: WeightLocator,
-  probes: readonly string[] = [],
+  options: { adapted?: ReadonlySet<string>; probes?: readonly string[] } = {},
 ): GraphModel {
   const g = new GraphBuilder('token-path');
   const weights = new GraphWeights(g, locator);
-  const linears = new Linears(g, weights);
+  const linears = new Linears(g, weights, options.adapted);
   const latents = g.input('latents', 'float32', ['S', spec.inChannels]);
   const context = g.input('context', 'float32', ['T', spec.hiddenSize]);
   const row = g.input('modulation', 'float32', [modulationLayout(spec).size]);
   const cos = g.input('cos', 'float32', ['T+S', spec.headDim / 2]);
   const sin = g.input('sin', 'float32', ['T+S', spec.headDim / 2]);
   const probe = (name: string, value: Value): void => {
-    if (probes.includes(name)) g.output(name, value);
+    if (options.probes?.includes(name)) g.output(name, value);
   };
 
   const ctx: BlockContext = { g, linears, spec, modulation: new Modulation(g, row, spec), cos, sin };

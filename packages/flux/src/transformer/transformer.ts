@@ -1,6 +1,8 @@
 import type { TransformerSpec } from '../checkpoint/spec.ts';
 import type { WeightLocator } from '../graph/weights.ts';
-import { GraphSession, type SessionOptions } from '../runtime/session.ts';
+import { type Deltas, NO_DELTAS } from '../lora/compose.ts';
+import { AdaptedSession } from '../runtime/adapted-session.ts';
+import type { SessionOptions } from '../runtime/session.ts';
 import { buildConditioner } from './conditioner.ts';
 import { modulationLayout } from './modulation.ts';
 import { ropeTable } from './rope.ts';
@@ -29,35 +31,60 @@ export interface Conditioning {
   sin: Float32Array;
   textTokens: number;
   imageTokens: number;
+  /** LoRA of the adapted modules, fed to every step. */
+  deltas: Deltas;
 }
 
 /** FLUX's transformer as its two graphs: the conditioner, run once per job, and the token path, run once per step. */
 export class Transformer {
   readonly spec: TransformerSpec;
-  readonly #conditioner: GraphSession;
-  readonly #tokenPath: GraphSession;
+  readonly #conditioner: AdaptedSession;
+  readonly #tokenPath: AdaptedSession;
   readonly #modulationSize: number;
 
-  private constructor(spec: TransformerSpec, conditioner: GraphSession, tokenPath: GraphSession) {
+  private constructor(spec: TransformerSpec, conditioner: AdaptedSession, tokenPath: AdaptedSession) {
     this.spec = spec;
     this.#conditioner = conditioner;
     this.#tokenPath = tokenPath;
     this.#modulationSize = modulationLayout(spec).size;
   }
 
+  /** @param adapted modules for which `condition` will be given a LoRA */
   static async load(
     spec: TransformerSpec,
     locator: WeightLocator,
     options: SessionOptions,
+    adapted: ReadonlySet<string> = new Set(),
   ): Promise<Transformer> {
     return new Transformer(
       spec,
-      await GraphSession.create('conditioner', buildConditioner(spec, locator), options),
-      await GraphSession.create('token-path', buildTokenPath(spec, locator), options),
+      await AdaptedSession.create('conditioner', buildConditioner(spec, locator, adapted), options),
+      await AdaptedSession.create('token-path', buildTokenPath(spec, locator, { adapted }), options),
     );
   }
 
-  async condition(input: ConditioningInput): Promise<Conditioning> {
+  /**
+   * The same transformer with other weights for `changed` modules, which `locator` knows. A graph that uses none of
+   * them is shared with this one, which must outlive the result.
+   */
+  async withWeights(
+    locator: WeightLocator,
+    changed: ReadonlySet<string>,
+    options: SessionOptions,
+  ): Promise<Transformer> {
+    return new Transformer(
+      this.spec,
+      this.#conditioner.uses(changed)
+        ? await AdaptedSession.create('conditioner', buildConditioner(this.spec, locator), options)
+        : this.#conditioner.shared(),
+      this.#tokenPath.uses(changed)
+        ? await AdaptedSession.create('token-path', buildTokenPath(this.spec, locator), options)
+        : this.#tokenPath.shared(),
+    );
+  }
+
+  /** @param deltas the LoRA of every adapted module */
+  async condition(input: ConditioningInput, deltas: Deltas = NO_DELTAS): Promise<Conditioning> {
     const { jointDim, pooledDim, timestepDim, guidanceEmbeds } = this.spec;
     const textTokens = input.text.length / jointDim;
     // diffusers divides its timesteps by 1000 before the transformer multiplies them again; both roundings count.
@@ -73,6 +100,7 @@ export class Transformer {
           : {}),
       },
       ['modulation', 'context'],
+      deltas,
     );
     return {
       context: context.data,
@@ -80,6 +108,7 @@ export class Transformer {
       ...ropeTable(this.spec, textTokens, input.grid.height, input.grid.width),
       textTokens,
       imageTokens: input.grid.height * input.grid.width,
+      deltas,
     };
   }
 
@@ -98,6 +127,7 @@ export class Transformer {
         sin: { data: sin, dims: angles },
       },
       ['velocity'],
+      conditioning.deltas,
     );
     return velocity.data;
   }
