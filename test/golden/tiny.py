@@ -71,7 +71,7 @@ SCHNELL = Spec(
         axes_dims_rope=(4, 10, 10),
     ),
     vae=_vae((12, 18), latent_channels=2, layers_per_block=2, norm_num_groups=6, scaling_factor=1.31, shift_factor=-0.17),
-    clip=dict(hidden_size=20, intermediate_size=52, num_attention_heads=4, num_hidden_layers=3, hidden_act="gelu", eos_token_id=1),
+    clip=dict(hidden_size=20, intermediate_size=52, num_attention_heads=4, num_hidden_layers=3, hidden_act="gelu"),
     t5=dict(d_model=32, d_kv=10, d_ff=44, num_heads=4, num_layers=2, relative_attention_num_buckets=12, relative_attention_max_distance=20),
     scheduler=dict(base_image_seq_len=256, base_shift=0.5, max_image_seq_len=4096, max_shift=1.15, num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False),
 )  # fmt: skip
@@ -125,6 +125,10 @@ def build(spec: Spec, mini: Path) -> Model:
     def vocabulary(name: str) -> int:
         return json.loads((mini / name / "config.json").read_text())["vocab_size"]
 
+    def special_tokens() -> dict[str, int]:
+        config = json.loads((mini / "text_encoder" / "config.json").read_text())
+        return {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
     generator = torch.Generator().manual_seed(spec.seed)
     transformer = FluxTransformer2DModel(**spec.transformer).eval()
     # Gates of rms about 0.5 keep the residual stream near 1 through the blocks.
@@ -133,7 +137,7 @@ def build(spec: Spec, mini: Path) -> Model:
     # The decoder's last layer is small so that few pixels clip at 0 or 255.
     randomise(vae, generator, {"decoder.conv_out.weight": 0.4, "conv2.weight": 0.6, "to_out.0.weight": 0.6})
     clip = CLIPTextModel(CLIPTextConfig(
-        vocab_size=vocabulary("text_encoder"), max_position_embeddings=CLIP_LENGTH, bos_token_id=0, pad_token_id=1, **spec.clip,
+        vocab_size=vocabulary("text_encoder"), max_position_embeddings=CLIP_LENGTH, **(special_tokens() | spec.clip),
     )).eval()  # fmt: skip
     randomise(clip, generator, {"fc2.weight": 0.6, "out_proj.weight": 0.6})
     t5 = T5EncoderModel(T5Config(

@@ -10,21 +10,37 @@ import type { LoraDelta } from './types.ts';
 /** What ONNX Runtime can map. */
 const ALIGNMENT = 4096;
 
-export interface MergedWeights {
-  /** The base with the changed modules in place of its own. */
-  locator: WeightLocator;
-  /** Removes the file with the changed weights; sessions made from it keep what they have. */
-  dispose(): Promise<void>;
-}
-
 /**
  * W + up · down of every changed module, in fp32, in a file beside the base's. For bases that are fp32 themselves:
  * there a styled step costs what an unstyled one costs. (Into a narrower base it would be lost in rounding.)
+ *
+ * @param use makes sessions of the base with the changed modules in place of its own; the file is removed when it is
+ *   done, and the sessions keep what they have
  */
-export async function mergeDeltas(base: WeightLocator, deltas: Deltas): Promise<MergedWeights> {
+export async function withMergedWeights<Result>(
+  base: WeightLocator,
+  deltas: Deltas,
+  use: (merged: WeightLocator) => Promise<Result>,
+): Promise<Result> {
   const [first] = deltas.keys();
-  if (first === undefined) return { locator: base, dispose: () => Promise.resolve() };
+  if (first === undefined) return use(base);
   const path = join(dirname(base.locate(`${first}.weight`).file), `merged-${randomUUID()}.bin`);
+  try {
+    const merged = await writeMerged(path, base, deltas);
+    return await use({
+      has: (name) => base.has(name),
+      locate: (name) => merged.get(name) ?? base.locate(name),
+    });
+  } finally {
+    await rm(path, { force: true });
+  }
+}
+
+async function writeMerged(
+  path: string,
+  base: WeightLocator,
+  deltas: Deltas,
+): Promise<ReadonlyMap<string, LocatedTensor>> {
   const merged = new Map<string, LocatedTensor>();
   const session = await GraphSession.create('merge', mergeGraph());
   const file = await open(path, 'wx');
@@ -44,20 +60,11 @@ export async function mergeDeltas(base: WeightLocator, deltas: Deltas): Promise<
       });
       offset = Math.ceil((offset + data.byteLength) / ALIGNMENT) * ALIGNMENT;
     }
-  } catch (error) {
-    await rm(path, { force: true });
-    throw error;
+    return merged;
   } finally {
     await file.close();
     await session.release();
   }
-  return {
-    locator: {
-      has: (name) => base.has(name),
-      locate: (name) => merged.get(name) ?? base.locate(name),
-    },
-    dispose: () => rm(path, { force: true }),
-  };
 }
 
 function mergeGraph(): GraphModel {

@@ -4,7 +4,7 @@ import type { SessionOptions } from '../runtime/session.ts';
 import type { TextEncoder } from '../text/encoder.ts';
 import type { Transformer } from '../transformer/transformer.ts';
 import { composeDeltas, type Deltas, NO_DELTAS } from './compose.ts';
-import { mergeDeltas } from './merge.ts';
+import { withMergedWeights } from './merge.ts';
 import type { LoraStore } from './store.ts';
 import type { Lora, Style } from './types.ts';
 
@@ -32,6 +32,11 @@ export interface VariantBase {
 /** Sets of styles kept ready; each has sessions of its own, for a merged set as large as the transformer in fp32. */
 const KEPT = 2;
 
+/** A variant and what it holds alone. */
+interface KeptVariant extends Variant {
+  release: () => Promise<void>;
+}
+
 /**
  * The styled forms of one model. With fp32 weights a set of styles is merged into copies of the changed weights: a
  * step then costs what it costs without. With narrower weights it is added to the result of each module.
@@ -40,7 +45,8 @@ const KEPT = 2;
 export class Variants {
   readonly #base: VariantBase;
   readonly #loras: LoraStore;
-  readonly #variants = cacheOf<Variant & { release(): Promise<void> }>((variant) => variant.release());
+  readonly #variants = cacheOf<KeptVariant>((variant) => variant.release());
+  /** By the modules that they take LoRAs for; shared by the variants of such a set. */
   readonly #adapted = cacheOf<Transformer>((transformer) => transformer.release());
 
   constructor(base: VariantBase, loras: LoraStore) {
@@ -55,7 +61,7 @@ export class Variants {
     if (active.length === 0) return { ...this.#base, deltas: NO_DELTAS };
     const key = JSON.stringify(active.map((style) => [style.key, style.weight]));
     const known = this.#variants.get(key);
-    if (known) return known;
+    if (known && this.#isAlive(known)) return known;
     const variant = await this.#make(active);
     this.#variants.set(key, variant);
     return variant;
@@ -66,55 +72,59 @@ export class Variants {
     this.#adapted.clear();
   }
 
-  async #make(styles: readonly Style[]): Promise<Variant & { release(): Promise<void> }> {
+  /** Whether the transformer that a variant shares with others is still kept; asking keeps it longer. */
+  #isAlive({ transformer, deltas }: Variant): boolean {
+    return deltas.size === 0 || this.#adapted.get(modulesKey(deltas)) === transformer;
+  }
+
+  async #make(styles: readonly Style[]): Promise<KeptVariant> {
     const loras: { lora: Lora; weight: number }[] = [];
     for (const style of styles) loras.push({ lora: await this.#loras.get(style), weight: style.weight });
     const composed = (part: 'transformer' | 'clip'): Deltas =>
       composeDeltas(loras.map(({ lora, weight }) => ({ deltas: lora[part], weight })));
     const clip = await this.#clip(composed('clip'));
     const deltas = composed('transformer');
-    if (deltas.size === 0) {
-      const { transformer } = this.#base;
-      return { text: clip.text, transformer, deltas, release: clip.release };
-    }
+    const { transformer, transformerWeights, mergeable, session } = this.#base;
+    if (deltas.size === 0) return { ...clip, transformer, deltas };
+    if (!mergeable) return { ...clip, transformer: await this.#adaptedFor(deltas), deltas };
     const changed = new Set(deltas.keys());
-    if (!this.#base.mergeable) {
-      const transformer = await this.#adaptedFor(changed);
-      return { text: clip.text, transformer, deltas, release: clip.release };
-    }
-    const merged = await mergeDeltas(this.#base.transformerWeights, deltas);
-    const transformer = await this.#base.transformer
-      .withWeights(merged.locator, changed, this.#base.session)
-      .finally(() => merged.dispose());
+    const merged = await withMergedWeights(transformerWeights, deltas, (locator) =>
+      transformer.withWeights(locator, changed, session),
+    );
     return {
       text: clip.text,
-      transformer,
+      transformer: merged,
       deltas: NO_DELTAS,
       release: async () => {
         await clip.release();
-        await transformer.release();
+        await merged.release();
       },
     };
   }
 
-  async #clip(deltas: Deltas): Promise<{ text: TextEncoder; release(): Promise<void> }> {
+  async #clip(deltas: Deltas): Promise<Pick<KeptVariant, 'text' | 'release'>> {
     const { text, clipWeights, session } = this.#base;
     if (deltas.size === 0) return { text, release: () => Promise.resolve() };
-    const merged = await mergeDeltas(clipWeights, deltas);
-    const styled = await text.withClip(merged.locator, session).finally(() => merged.dispose());
+    const styled = await withMergedWeights(clipWeights, deltas, (locator) => text.withClip(locator, session));
     return { text: styled, release: () => styled.releaseClip() };
   }
 
-  async #adaptedFor(modules: ReadonlySet<string>): Promise<Transformer> {
-    const key = [...modules].sort().join('\n');
+  async #adaptedFor(deltas: Deltas): Promise<Transformer> {
+    const key = modulesKey(deltas);
     const known = this.#adapted.get(key);
     if (known) return known;
-    const transformer = await this.#base.loadAdapted(modules);
+    const transformer = await this.#base.loadAdapted(new Set(deltas.keys()));
     this.#adapted.set(key, transformer);
     return transformer;
   }
 }
 
+function modulesKey(deltas: Deltas): string {
+  return [...deltas.keys()].sort().join('\n');
+}
+
 function cacheOf<Value extends object>(release: (value: Value) => Promise<void>): LRUCache<string, Value> {
-  return new LRUCache<string, Value>({ max: KEPT, dispose: (value) => void release(value) });
+  // Releasing a session cannot fail in a way that anybody could act on, and the cache does not wait.
+  const dispose = (value: Value): void => void release(value);
+  return new LRUCache<string, Value>({ max: KEPT, dispose });
 }
