@@ -2,6 +2,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { EngineProcess, type EngineRequest } from '@atelier/flux';
+import { bundledModel } from './bundled-model.ts';
 
 export interface EngineRound {
   size: number;
@@ -71,17 +72,4 @@ export async function benchEngine(options: BenchOptions): Promise<EngineBench> {
     await engine.close();
     await rm(cacheDir, { recursive: true });
   }
-}
-
-function bundledModel() {
-  const folder = join(import.meta.dirname, '..', 'models', 'mini');
-  return {
-    transformer: join(folder, 'transformer.safetensors'),
-    vae: join(folder, 'ae.safetensors'),
-    textEncoder: join(folder, 'text_encoder'),
-    textEncoder2: join(folder, 'text_encoder_2'),
-    tokenizer: join(folder, 'tokenizer'),
-    tokenizer2: join(folder, 'tokenizer_2'),
-    scheduler: join(folder, 'scheduler'),
-  };
 }

@@ -53,7 +53,7 @@ program
 program
   .command('demo')
   .description('make a contact sheet of pictures; starts a studio when none runs')
-  .option('--out <file>', 'where to save the sheet', 'contact-sheet.png')
+  .option('--out <file>', 'where to save the sheet', '.atelier/contact-sheet.png')
   .option('--model <name>', 'one of "atelier models"')
   .option('--steps <n>', 'denoising steps', number)
   .addOption(url())

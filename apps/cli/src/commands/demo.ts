@@ -1,6 +1,6 @@
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join, resolve } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import type { GenerationJob } from '@atelier/shared';
 import { DEFAULT_URL, StudioClient } from '../client.ts';
 import { contactSheet } from '../contact-sheet.ts';
@@ -93,6 +93,7 @@ async function paint(client: StudioClient, options: DemoOptions, signal: AbortSi
     bar?.stop();
   }
   const file = resolve(options.out);
+  await mkdir(dirname(file), { recursive: true });
   await writeFile(file, await sheet(pictures));
   const elapsed = performance.now() - started;
   if (options.json) {
