@@ -17,7 +17,11 @@ describe.each(TINY_MODELS)('%s', (name) => {
     const t5 = await TextTokenizer.open(files.tokenizer2);
     for (const { prompt, ...expected } of tokens) {
       const found = {
-        clip: pad(clip.encode(prompt, opened.clip.spec.maxPositions), expected.clip.length, expected.clip.at(-1)!),
+        clip: pad(
+          clip.encode(prompt, opened.clip.spec.maxPositions),
+          expected.clip.length,
+          expected.clip.at(-1)!,
+        ),
         t5: pad(t5.encode(prompt, maxSequenceLength), expected.t5.length, opened.t5.spec.padTokenId),
       };
       expect({ prompt, ...found }).toEqual({ prompt, ...expected });
