@@ -87,7 +87,7 @@ test('tiny-dev: Black Forest Labs files, guidance, the legacy end token of CLIP'
     hasPostQuantConv: false,
   });
   expect(model.clip.spec).toEqual({
-    vocabSize: 3072,
+    vocabSize: 4096,
     hiddenSize: 24,
     numHeads: 3,
     headDim: 8,
@@ -100,7 +100,7 @@ test('tiny-dev: Black Forest Labs files, guidance, the legacy end token of CLIP'
     pooling: 'highest_id',
   });
   expect(model.t5.spec).toEqual({
-    vocabSize: 2880,
+    vocabSize: 4096,
     modelDim: 40,
     numHeads: 3,
     headDim: 12,
