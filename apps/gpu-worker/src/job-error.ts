@@ -8,6 +8,7 @@ const CODES: Readonly<Record<FluxErrorCode, ErrorCode>> = Object.freeze({
   checkpoint_missing: 'model_load_failed',
   lora_invalid: 'lora_invalid',
   lora_unsupported: 'lora_invalid',
+  dataset_invalid: 'dataset_invalid',
   request_invalid: 'validation_failed',
   engine_crashed: 'engine_crashed',
   engine_failed: 'engine_failed',

@@ -5,6 +5,7 @@ export type FluxErrorCode =
   | 'checkpoint_missing'
   | 'lora_invalid'
   | 'lora_unsupported'
+  | 'dataset_invalid'
   | 'request_invalid'
   | 'engine_crashed'
   | 'engine_failed'

@@ -18,6 +18,7 @@ export const ERRORS = {
   image_invalid: { status: 422, title: 'The input image cannot be read', retryable: false },
   unknown_lora: { status: 422, title: 'There is no such LoRA', retryable: false },
   lora_invalid: { status: 422, title: 'The file is not a LoRA of this model', retryable: false },
+  dataset_invalid: { status: 422, title: 'The dataset cannot be trained on', retryable: false },
   training_unavailable: { status: 501, title: 'Training is not available in this version', retryable: false },
   queue_unavailable: { status: 503, title: 'The queue cannot be reached', retryable: true },
   store_unavailable: { status: 503, title: 'The object store cannot be reached', retryable: true },
