@@ -1,9 +1,12 @@
 export * from './catalog.ts';
 export * from './config.ts';
+export * from './contracts/dataset.ts';
 export * from './contracts/generation.ts';
 export * from './contracts/job.ts';
 export * from './contracts/lora.ts';
 export * from './contracts/resources.ts';
+export { datasetFileKey, datasetKey, isDatasetId } from './datasets/names.ts';
+export { DatasetStore, type NewDataset, type NewDatasetFile } from './datasets/store.ts';
 export * from './errors.ts';
 export * from './health.ts';
 export * from './ids.ts';

@@ -183,6 +183,9 @@ export function describeObjectStore(
         'p/a/2',
         'p/a0',
       ]);
+      // A cursor need not be a key that exists.
+      const jumped = await store.list('p/', { cursor: 'p/a0~', limit: 1 });
+      expect(jumped.objects.map(({ key }) => key)).toEqual(['p/b']);
       expect((await store.list('')).objects).toHaveLength(keys.length);
       expect(await store.list('nothing/')).toEqual({ objects: [] });
       expect((await store.list('p/b.c')).objects[0]).toMatchObject({ size: 7, contentType: 'text/plain' });

@@ -46,7 +46,10 @@ export interface ObjectStore {
   copy(from: string, to: string): Promise<boolean>;
   /** Without effect when the key does not exist. */
   delete(key: string): Promise<void>;
-  /** Objects whose key starts with `prefix`, in ascending order of key; `limit` 1 to 1000, 1000 when absent. */
+  /**
+   * Objects whose key starts with `prefix`, in ascending order of key; `limit` 1 to 1000, 1000 when absent. `cursor`
+   * is that of the page before, or any other text of a key: what comes after it is listed.
+   */
   list(prefix: string, options?: { cursor?: string; limit?: number }): Promise<ObjectPage>;
   /**
    * A URL under which anybody can GET the object for `seconds`, as a download called `filename`. Absent where the
