@@ -57,6 +57,14 @@ const OPSET = 21n;
 const MICROSOFT = 'com.microsoft';
 const IR_VERSION = 10n;
 
+/** A node as it was added, for whoever derives further nodes from a graph. */
+export interface NodeRecord {
+  readonly opType: string;
+  readonly inputs: readonly (Value | null)[];
+  readonly outputs: readonly Value[];
+  readonly attributes: Readonly<Record<string, Attribute>>;
+}
+
 type NodeInit = MessageInitShape<typeof NodeProtoSchema>;
 type TensorInit = MessageInitShape<typeof TensorProtoSchema>;
 
@@ -67,6 +75,7 @@ type TensorInit = MessageInitShape<typeof TensorProtoSchema>;
 export class GraphBuilder {
   readonly name: string;
   readonly #nodes: NodeInit[] = [];
+  readonly #records: NodeRecord[] = [];
   readonly #initializers: TensorInit[] = [];
   readonly #constants = new Map<string, Value>();
   readonly #externals = new Map<string, Value>();
@@ -165,6 +174,7 @@ export class GraphBuilder {
   ): Value[] {
     const id = this.#counter++;
     const outputs = results.map(({ type, shape }, i) => ({ name: `${opType}_${id}_${i}`, type, shape }));
+    this.#records.push({ opType, inputs, outputs, attributes });
     this.#nodes.push({
       opType,
       domain,
@@ -174,6 +184,16 @@ export class GraphBuilder {
       attribute: Object.entries(attributes).map(([name, value]) => attribute(name, value)),
     });
     return outputs;
+  }
+
+  /** The inputs so far. */
+  get inputs(): readonly Value[] {
+    return this.#inputs;
+  }
+
+  /** All nodes so far but outputs' own, in the order in which they were added. */
+  get records(): readonly NodeRecord[] {
+    return this.#records;
   }
 
   build(): GraphModel {

@@ -2,19 +2,19 @@ import type { Deltas } from '../lora/compose.ts';
 import type { Feed } from '../runtime/session.ts';
 import type { GraphBuilder, Value } from './builder.ts';
 import { linear, linearOnto } from './ops.ts';
-import type { GraphWeights } from './weights.ts';
+import type { Weights } from './weights.ts';
 
 /**
  * The linear modules of a graph by their canonical paths. Every matrix product with a weight goes through here, so
  * what is to happen to "each linear of the model" has one place.
  */
 export class Linears {
-  readonly weights: GraphWeights;
+  readonly weights: Weights;
   readonly #graph: GraphBuilder;
   readonly #adapted: ReadonlySet<string>;
 
   /** @param adapted modules that take a LoRA as further inputs of the graph; see {@link deltaFeeds} */
-  constructor(graph: GraphBuilder, weights: GraphWeights, adapted: ReadonlySet<string> = new Set()) {
+  constructor(graph: GraphBuilder, weights: Weights, adapted: ReadonlySet<string> = new Set()) {
     this.#graph = graph;
     this.weights = weights;
     this.#adapted = adapted;

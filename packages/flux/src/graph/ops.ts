@@ -140,6 +140,18 @@ export function rows(g: GraphBuilder, x: Value, begin: Value, end: Value, count:
   return g.op('Slice', [x, begin, end, g.ints(0)], { type: x.type, shape });
 }
 
+/** Cuts x along axis 0 into parts that have as many rows as the given values. */
+export function splitRows(g: GraphBuilder, x: Value, like: readonly Value[]): Value[] {
+  const counts = g.op(
+    'Concat',
+    like.map((value) => rowCount(g, value)),
+    { type: 'int64', shape: [like.length] },
+    { axis: 0 },
+  );
+  const results = like.map((value) => ({ type: x.type, shape: [value.shape[0]!, ...x.shape.slice(1)] }));
+  return g.ops('Split', [x, counts], results, { axis: 0 });
+}
+
 /** The size of axis 0 as int64 [1]. */
 export function rowCount(g: GraphBuilder, x: Value): Value {
   return g.op('Shape', [x], { type: 'int64', shape: [1] }, { start: 0, end: 1 });

@@ -28,12 +28,18 @@ const DTYPES: Readonly<Record<string, ElementType>> = Object.freeze({
   F8_E4M3: 'float8e4m3fn',
 });
 
+/** The weights of a graph by canonical name, as fp32 values. */
+export interface Weights {
+  get(name: string): Value;
+  has(name: string): boolean;
+}
+
 /**
- * The weights of one graph, as fp32 values. fp32 bytes are initializers as they lie in the file; narrower ones stay
+ * Weights as initializers. fp32 bytes are initializers as they lie in the file; narrower ones stay
  * narrow in memory and are widened when the graph runs. DequantizeLinear carries the scale of fp8 and, unlike Cast,
  * is not folded away by ONNX Runtime.
  */
-export class GraphWeights {
+export class GraphWeights implements Weights {
   readonly #graph: GraphBuilder;
   readonly #locator: WeightLocator;
 

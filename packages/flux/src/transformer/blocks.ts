@@ -7,8 +7,7 @@ import {
   layerNorm,
   mul,
   rotary,
-  rowCount,
-  rows,
+  splitRows,
 } from '../graph/ops.ts';
 import type { GraphBuilder, Value } from '../graph/builder.ts';
 import type { Linears } from '../graph/linears.ts';
@@ -58,9 +57,7 @@ export function doubleBlock(
   const v = joint(project(txtNorm, 'add_v_proj'), project(imgNorm, 'to_v'));
   const attended = selfAttention(ctx, q, k, v);
 
-  const textTokens = rowCount(g, txt);
-  const txtAttended = rows(g, attended, g.ints(0), textTokens, txt.shape[0]!);
-  const imgAttended = rows(g, attended, textTokens, rowCount(g, attended), img.shape[0]!);
+  const [txtAttended, imgAttended] = splitRows(g, attended, [txt, img]) as [Value, Value];
   return {
     img: feedForward(
       ctx,

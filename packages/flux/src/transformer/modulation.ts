@@ -40,8 +40,14 @@ export function modulationLayout(spec: TransformerSpec): { slots: readonly Modul
   return { slots, size: offset };
 }
 
-/** The modulation row of one step inside the token graph, cut into its chunks. */
-export class Modulation {
+/** The modulations of one step inside a graph. */
+export interface Modulation {
+  /** The chunks [hidden] of the module `name`; scales already have their 1 added. */
+  chunks(name: string, chunks: readonly Chunk[]): Value[];
+}
+
+/** Modulations from a row with all of them, cut into its chunks. */
+export class RowModulation implements Modulation {
   readonly #slots = new Map<string, Value>();
   readonly #graph: GraphBuilder;
   readonly #hidden: number;

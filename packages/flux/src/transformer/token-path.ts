@@ -1,10 +1,10 @@
 import type { TransformerSpec } from '../checkpoint/spec.ts';
 import { GraphBuilder, type GraphModel, type Value } from '../graph/builder.ts';
 import { Linears } from '../graph/linears.ts';
-import { concat, layerNorm, rowCount, rows } from '../graph/ops.ts';
+import { concat, layerNorm, splitRows } from '../graph/ops.ts';
 import { GraphWeights, type WeightLocator } from '../graph/weights.ts';
 import { type BlockContext, doubleBlock, singleBlock } from './blocks.ts';
-import { FINAL_CHUNKS, Modulation, modulationLayout } from './modulation.ts';
+import { FINAL_CHUNKS, modulationLayout, RowModulation } from './modulation.ts';
 
 /**
  * The part of the transformer that must stay resident: one denoising step.
@@ -32,7 +32,7 @@ export function buildTokenPath(
     if (options.probes?.includes(name)) g.output(name, value);
   };
 
-  const ctx: BlockContext = { g, linears, spec, modulation: new Modulation(g, row, spec), cos, sin };
+  const ctx: BlockContext = { g, linears, spec, modulation: new RowModulation(g, row, spec), cos, sin };
   let img = linears.apply(latents, 'x_embedder');
   let txt = context;
   for (let i = 0; i < spec.doubleBlocks; i++) {
@@ -45,7 +45,7 @@ export function buildTokenPath(
     joint = singleBlock(ctx, i, joint);
     probe(`single.${i}`, joint);
   }
-  img = rows(g, joint, rowCount(g, context), rowCount(g, joint), 'S');
+  img = splitRows(g, joint, [context, latents])[1]!;
   const [shift, scale] = ctx.modulation.chunks('norm_out', FINAL_CHUNKS) as [Value, Value];
   g.output('velocity', linears.apply(layerNorm(g, img, scale, shift, 1e-6), 'proj_out'));
   return g.build();
