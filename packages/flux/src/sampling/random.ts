@@ -40,6 +40,11 @@ export class TorchGenerator {
     return out;
   }
 
+  /** `torch.rand(1, generator=self)`: uniform in [0, 1). */
+  uniform(): number {
+    return this.#uniform24();
+  }
+
   #next(): number {
     if (this.#index === STATE_SIZE) this.#twist();
     let y = this.#state[this.#index++]!;
