@@ -10,6 +10,7 @@ import mini
 import numerics
 import stages
 import tiny
+import training
 import variants
 
 HERE = Path(__file__).resolve().parent
@@ -49,6 +50,7 @@ def main() -> None:
         for spec in (tiny.DEV, tiny.SCHNELL):
             generate_tiny(spec, args.mini, args.out)
         generate_numerics(args.out)
+        training.goldens(args.out, args.out / "training")
         mini.pictures(args.mini, args.out / "mini")
 
 
