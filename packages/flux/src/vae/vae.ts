@@ -5,7 +5,7 @@ import { buildVaeDecoder } from './decoder.ts';
 import { buildVaeEncoder } from './encoder.ts';
 
 /** Bounds of the logarithm of the variance, as `DiagonalGaussianDistribution` of diffusers clamps it. */
-const LOG_VARIANCE = { min: -30, max: 20 };
+export const LOG_VARIANCE = Object.freeze({ min: -30, max: 20 });
 
 /** The autoencoder between images and the transformer's latents. Its encoder is loaded when first used. */
 export class Vae {
