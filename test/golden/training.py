@@ -159,9 +159,9 @@ class Trainee:
 
             return hook
 
-        singles = self.model.single_transformer_blocks
-        handles = [b.register_forward_pre_hook(enter(f"double.{i}"), with_kwargs=True) for i, b in enumerate(self.model.transformer_blocks)]
-        handles += [b.register_forward_pre_hook(enter(f"single.{i}"), with_kwargs=True) for i, b in enumerate(singles)]
+        doubles, singles = self.model.transformer_blocks, self.model.single_transformer_blocks
+        blocks = {f"{kind}.{i}": b for kind, bs in (("double", doubles), ("single", singles)) for i, b in enumerate(bs)}
+        handles = [block.register_forward_pre_hook(enter(key), with_kwargs=True) for key, block in blocks.items()]
         handles.append(singles[-1].register_forward_hook(lambda _module, _inputs, output: keep("end", *output)))
         _, losses = self.losses((sample,))
         losses.sum().backward()
@@ -239,7 +239,8 @@ def goldens(fixtures: Path, folder: Path) -> None:
             modules = sorted({n.rsplit(".", 1)[0] for n in trainee.factors})
             entry = {"name": case.name, "checkpoint": case.checkpoint, "modules": modules, "max_grad_norm": case.max_norm}
             cases.append(entry | scalars)
-        settings = {"rank": RANK, "alpha": ALPHA, "steps": STEPS, "learning_rate": LEARNING_RATE, "batches": BATCHES, "guidance": 1.0}
+        settings = {"rank": RANK, "alpha": ALPHA, "steps": STEPS, "learning_rate": LEARNING_RATE}
+        settings |= {"batches": BATCHES, "guidance": 1.0}
         write_tensors(folder / "training.safetensors", tensors)
         document = {"settings": settings, "samples": SAMPLES, "cases": cases, "operators": described}
         write_json(folder / "training.json", document, compact=True)

@@ -70,7 +70,7 @@ OPERATORS = [
     Operator("mul_row", torch.mul, {"a": (5, 7), "b": (7,)}),
     Operator("add_row", torch.add, {"a": (5, 7), "b": (7,)}),
     Operator("mse", F.mse_loss, {"a": (5, 7), "b": (5, 7)}),
-]  # fmt: skip
+]
 
 
 def operators() -> tuple[layouts.Tensors, list[dict]]:
