@@ -10,10 +10,12 @@ import { requestLog } from './logging.ts';
 import { createApiMetrics } from './metrics.ts';
 import { problemHandler } from './problem.ts';
 import { catalogRoutes } from './routes/catalog.ts';
+import { datasetRoutes } from './routes/datasets.ts';
 import { generationRoutes } from './routes/generations.ts';
 import { loraRoutes } from './routes/loras.ts';
 import { operationRoutes } from './routes/operations.ts';
 import type { Submissions } from './submission.ts';
+import { ScratchFolder } from './uploads/scratch.ts';
 
 /** The HTTP side of the product around what it stands on; it opens and closes none of that. */
 export function createApp(deps: ApiDeps, submissions: Submissions): Express {
@@ -34,7 +36,10 @@ export function createApp(deps: ApiDeps, submissions: Submissions): Express {
   docsRoute(app);
   app.use('/v1', authenticate(deps.settings.keys));
   generationRoutes(app, deps, submissions);
-  loraRoutes(app, deps);
+  const scratch = new ScratchFolder(deps.config.ATELIER_CACHE_DIR);
+  scratch.clean().catch((err: unknown) => deps.log.warn({ err }, 'old uploads could not be removed'));
+  loraRoutes(app, deps, scratch);
+  datasetRoutes(app, deps, scratch);
   catalogRoutes(app, deps);
 
   app.use((req) => {

@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import type { DatasetLimits } from './datasets/limits.ts';
 
 const Env = z.object({
   /** Keys that clients send as `Authorization: Bearer <key>`, separated by commas. */
@@ -26,6 +27,24 @@ const Env = z.object({
     .min(1_024)
     .max(5 * 2 ** 30)
     .default(2 * 2 ** 30),
+  /** Largest dataset, as it is sent and unpacked. */
+  ATELIER_MAX_DATASET_BYTES: z.coerce
+    .number()
+    .int()
+    .min(1_024)
+    .max(64 * 2 ** 30)
+    .default(2 * 2 ** 30),
+  /** Most images of a dataset. */
+  ATELIER_MAX_DATASET_IMAGES: z.coerce.number().int().min(1).max(100_000).default(2_000),
+  /** Largest file of an image of a dataset; a few are in memory at once. */
+  ATELIER_MAX_DATASET_IMAGE_BYTES: z.coerce
+    .number()
+    .int()
+    .min(1_024)
+    .max(256 * 2 ** 20)
+    .default(32 * 2 ** 20),
+  /** How many times its packed size a file of an archive may have; deflate reaches 1032, pictures hardly 1. */
+  ATELIER_MAX_ARCHIVE_RATIO: z.coerce.number().min(2).max(1_032).default(100),
   /** Whether downloads of LoRAs are redirected to the bucket; off where clients cannot reach it. */
   ATELIER_PRESIGNED_DOWNLOADS: z
     .enum(['true', 'false', '1', '0'])
@@ -38,6 +57,7 @@ export interface ApiSettings {
   readonly keys: readonly string[];
   readonly maxBodyBytes: number;
   readonly maxLoraBytes: number;
+  readonly dataset: DatasetLimits;
   readonly presignedDownloads: boolean;
 }
 
@@ -62,7 +82,13 @@ export function loadSettings(host: string, env: NodeJS.ProcessEnv = process.env)
         'set at least one key, or bind to 127.0.0.1',
     );
   }
-  return Object.freeze({ keys, maxBodyBytes, maxLoraBytes, presignedDownloads });
+  const dataset: DatasetLimits = Object.freeze({
+    maxBytes: parsed.data.ATELIER_MAX_DATASET_BYTES,
+    maxImages: parsed.data.ATELIER_MAX_DATASET_IMAGES,
+    maxImageBytes: parsed.data.ATELIER_MAX_DATASET_IMAGE_BYTES,
+    maxRatio: parsed.data.ATELIER_MAX_ARCHIVE_RATIO,
+  });
+  return Object.freeze({ keys, maxBodyBytes, maxLoraBytes, dataset, presignedDownloads });
 }
 
 /** Whether only programs on this machine can connect to the address. */

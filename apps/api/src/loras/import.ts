@@ -1,8 +1,10 @@
 import { basename } from 'node:path';
 import type { LoraRegistry, LoraVersion, ModelEntry } from '@atelier/shared';
 import type { Request } from 'express';
+import { receiveFile, unsupportedType } from '../uploads/receive.ts';
 import type { LoraFiles } from './lora-files.ts';
-import { receiveFile } from './receive.ts';
+
+const TYPE = 'application/octet-stream';
 
 export interface LoraImport {
   tenant: string;
@@ -26,7 +28,8 @@ export async function importLora(
   req: Request,
   { tenant, name, path, maxBytes, filename, entry }: LoraImport,
 ): Promise<{ version: LoraVersion; created: boolean }> {
-  const received = await receiveFile(req, path, maxBytes);
+  if (req.get('content-type') !== undefined && !req.is(TYPE)) throw unsupportedType(req, `${TYPE}, or none`);
+  const received = await receiveFile(req, path, { maxBytes, what: 'a .safetensors file' });
   const { compared, ...facts } = await files.check(path, entry.files);
   return loras.add(tenant, name, {
     path,

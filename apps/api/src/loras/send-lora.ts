@@ -12,8 +12,8 @@ import {
 import type { Request, Response } from 'express';
 import type { ApiDeps } from '../deps.ts';
 import { sendObject } from '../send-object.ts';
+import type { ScratchFolder } from '../uploads/scratch.ts';
 import type { LoraFiles } from './lora-files.ts';
-import type { ScratchFolder } from './scratch.ts';
 
 /** A redirect is followed at once; a download that has begun goes on. */
 const PRESIGNED_S = 120;

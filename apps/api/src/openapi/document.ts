@@ -1,5 +1,6 @@
 import { createDocument } from 'zod-openapi';
 import { catalogPaths, operationPaths } from './catalog-paths.ts';
+import { datasetPaths } from './dataset-paths.ts';
 import { generationPaths } from './generation-paths.ts';
 import { loraPaths } from './lora-paths.ts';
 
@@ -21,6 +22,7 @@ export function openApiDocument(): ReturnType<typeof createDocument> {
     tags: [
       { name: 'generations', description: 'Pictures from prompts' },
       { name: 'loras', description: 'Styles: LoRA files with versions' },
+      { name: 'datasets', description: 'Pictures with prompts, to train styles on' },
       { name: 'installation', description: 'Models, workers and queues' },
       { name: 'operations', description: 'Probes, metrics and this document' },
     ],
@@ -29,7 +31,7 @@ export function openApiDocument(): ReturnType<typeof createDocument> {
     components: {
       securitySchemes: { key: { type: 'http', scheme: 'bearer', description: 'A key of ATELIER_API_KEYS' } },
     },
-    paths: { ...generationPaths, ...loraPaths, ...catalogPaths, ...operationPaths },
+    paths: { ...generationPaths, ...loraPaths, ...datasetPaths, ...catalogPaths, ...operationPaths },
   });
   return document;
 }

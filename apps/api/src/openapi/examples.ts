@@ -1,4 +1,11 @@
-import type { GenerationJob, GenerationRequest, LoraVersionView, LoraView } from '@atelier/shared';
+import type {
+  Dataset,
+  DatasetSummary,
+  GenerationJob,
+  GenerationRequest,
+  LoraVersionView,
+  LoraView,
+} from '@atelier/shared';
 
 const id = 'gen_0199b1a6c1d27a6e8f0b8d8a3f6f0c11';
 
@@ -98,4 +105,31 @@ export const loraExample: LoraView = {
   versions: [3, 2, 1],
   created_at: '2026-11-20T10:00:00.000Z',
   updated_at: '2026-11-24T10:00:00.000Z',
+};
+
+export const datasetSummaryExample: DatasetSummary = {
+  id: 'dst_0199b1a6c1d27a6e8f0b8d8a3f6f0c11',
+  name: 'ink-wash',
+  items: 1,
+  bytes: 22_390,
+  created_at: '2026-11-24T10:00:00.000Z',
+};
+
+export const datasetExample: Dataset = {
+  ...datasetSummaryExample,
+  warnings: ['left out: .DS_Store'],
+  files: [
+    {
+      path: 'images/001.png',
+      size: 22_356,
+      sha256: '6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b',
+      width: 256,
+      height: 256,
+    },
+    {
+      path: 'prompts/001.txt',
+      size: 34,
+      sha256: 'd4735e3a265e16eee03f59718b9b5d03019c07d8b6c51f90da3a666eec13ab35',
+    },
+  ],
 };

@@ -20,6 +20,7 @@ const DETAILS: Partial<Record<ErrorCode, string>> = {
     'styles[0].lora: found "ink-wsh"; there is no such LoRA; did you mean ink-wash? GET /v1/loras lists all 3',
   lora_invalid:
     'the file: lora_A of transformer.single_transformer_blocks.0.proj_out has shape [16, 64]; expected [16, 1280]',
+  dataset_invalid: '2 problems; images/007.png: has no prompt: prompts/007.txt is missing',
   lora_in_use: 'ink-wash is used by 1 job that has not ended: gen_0199b1a6c1d27a6e8f0b8d8a3f6f0c11',
   image_invalid: 'image.file: found 60000 x 60000 pixels, allowed are at most 50000000',
   not_found: 'No generation has the id gen_0199b1a6c1d27a6e8f0b8d8a3f6f0c11',

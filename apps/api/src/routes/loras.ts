@@ -20,17 +20,15 @@ import type { ApiDeps } from '../deps.ts';
 import { jsonBody } from '../json-body.ts';
 import { importLora } from '../loras/import.ts';
 import { LoraFiles } from '../loras/lora-files.ts';
-import { ScratchFolder } from '../loras/scratch.ts';
 import { sendLora } from '../loras/send-lora.ts';
 import { resource } from '../resource.ts';
+import type { ScratchFolder } from '../uploads/scratch.ts';
 import { invalid, validate } from '../validation/validate.ts';
 
 /** The registry of LoRAs: import, look at, describe, download, delete. */
-export function loraRoutes(router: IRouter, deps: ApiDeps): void {
-  const { catalog, config, log, loras, settings } = deps;
+export function loraRoutes(router: IRouter, deps: ApiDeps, scratch: ScratchFolder): void {
+  const { catalog, loras, settings } = deps;
   const files = new LoraFiles();
-  const scratch = new ScratchFolder(config.ATELIER_CACHE_DIR);
-  scratch.clean().catch((err: unknown) => log.warn({ err }, 'old uploads could not be removed'));
 
   const read = async (req: Request): Promise<LoraRecord> => {
     const name = String(req.params['name']);

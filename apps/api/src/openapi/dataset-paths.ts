@@ -1,0 +1,108 @@
+import { Dataset, DatasetList, DatasetListQuery, DatasetUploadQuery } from '@atelier/shared';
+import { z } from 'zod';
+import type { ZodOpenApiPathsObject, ZodOpenApiResponseObject } from 'zod-openapi';
+import { datasetExample, datasetSummaryExample } from './examples.ts';
+import { commonHeaders, problems } from './problems.ts';
+
+const tags = ['datasets'];
+const path = z.object({ id: Dataset.shape.id });
+
+function json(
+  description: string,
+  schema: z.ZodType,
+  example: unknown,
+  headers: z.ZodRawShape = {},
+): ZodOpenApiResponseObject {
+  return {
+    description,
+    headers: z.object({ ...commonHeaders, ...headers }),
+    content: { 'application/json': { schema, example } },
+  };
+}
+
+const binary = { type: 'string' as const, format: 'binary' };
+const files = { type: 'array' as const, items: binary };
+
+export const datasetPaths: ZodOpenApiPathsObject = {
+  '/v1/datasets': {
+    get: {
+      tags,
+      operationId: 'listDatasets',
+      summary: 'List datasets, oldest first',
+      requestParams: { query: DatasetListQuery },
+      responses: {
+        200: json('A page', DatasetList, {
+          data: [datasetSummaryExample],
+          next_cursor: null,
+        } satisfies DatasetList),
+        ...problems('validation_failed', 'unauthorized', 'store_unavailable'),
+      },
+    },
+    post: {
+      tags,
+      operationId: 'uploadDataset',
+      summary: 'Upload images with their prompts',
+      description:
+        'Either a zip archive with `images/NNN.(png|jpg|jpeg|webp)` and `prompts/NNN.txt`, as the body or as the ' +
+        'part `archive` of a form, or the files themselves as parts `images` and `prompts`. NNN is a number that an ' +
+        'image and its prompt have in common. All files are checked before any is stored; everything that is wrong ' +
+        'is listed under the name of its file.',
+      requestParams: {
+        query: DatasetUploadQuery.partial().meta({ description: 'For a body that is an archive' }),
+      },
+      requestBody: {
+        required: true,
+        content: {
+          'multipart/form-data': {
+            schema: {
+              type: 'object',
+              required: ['name'],
+              properties: {
+                name: { type: 'string', example: 'ink-wash' },
+                archive: binary,
+                images: files,
+                prompts: files,
+              },
+            },
+          },
+          'application/zip': { schema: binary },
+        },
+      },
+      responses: {
+        201: json('The dataset', Dataset, datasetExample, {
+          Location: z.string().meta({ description: 'Path of the dataset' }),
+        }),
+        ...problems(
+          'validation_failed',
+          'unauthorized',
+          'payload_too_large',
+          'unsupported_media_type',
+          'dataset_invalid',
+          'store_unavailable',
+        ),
+      },
+    },
+  },
+  '/v1/datasets/{id}': {
+    get: {
+      tags,
+      operationId: 'getDataset',
+      summary: 'Get a dataset with the list of its files',
+      requestParams: { path },
+      responses: {
+        200: json('The dataset', Dataset, datasetExample),
+        ...problems('unauthorized', 'not_found', 'store_unavailable'),
+      },
+    },
+    delete: {
+      tags,
+      operationId: 'deleteDataset',
+      summary: 'Delete a dataset with all its files',
+      requestParams: { path },
+      responses: {
+        204: { description: 'It is gone', headers: z.object(commonHeaders) },
+        ...problems('unauthorized', 'not_found', 'store_unavailable'),
+      },
+    },
+  },
+};

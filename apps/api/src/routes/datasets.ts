@@ -1,0 +1,62 @@
+import {
+  AtelierError,
+  type Dataset,
+  type DatasetList,
+  DatasetListQuery,
+  DatasetStore,
+  type DatasetSummary,
+} from '@atelier/shared';
+import type { IRouter, Request } from 'express';
+import { tenantOf } from '../auth.ts';
+import { uploadDataset } from '../datasets/upload.ts';
+import type { ApiDeps } from '../deps.ts';
+import { resource } from '../resource.ts';
+import type { ScratchFolder } from '../uploads/scratch.ts';
+import { validate } from '../validation/validate.ts';
+
+/** Pictures and prompts to train on: upload, look at, delete. */
+export function datasetRoutes(
+  router: IRouter,
+  { log, settings, store }: ApiDeps,
+  scratch: ScratchFolder,
+): void {
+  const datasets = new DatasetStore(store);
+  datasets
+    .sweep(tenantOf())
+    .catch((err: unknown) => log.warn({ err }, 'rests of datasets could not be removed'));
+
+  const read = async (req: Request): Promise<Dataset> => {
+    const id = String(req.params['id']);
+    const dataset = await datasets.get(tenantOf(), id);
+    if (dataset) return dataset;
+    throw new AtelierError('not_found', `No dataset has the id ${JSON.stringify(id.slice(0, 64))}`);
+  };
+
+  resource(router, '/v1/datasets', {
+    get: async (req, res) => {
+      const page = await datasets.list(tenantOf(), validate(DatasetListQuery, req.query, 'query'));
+      res.json({ data: page.datasets.map(summaryOf), next_cursor: page.cursor } satisfies DatasetList);
+    },
+
+    post: async (req, res) => {
+      const dataset = await scratch.useFolder((dir) =>
+        uploadDataset(datasets, req, { tenant: tenantOf(), limits: settings.dataset, dir }),
+      );
+      res.set('Location', `/v1/datasets/${dataset.id}`).status(201).json(dataset);
+    },
+  });
+
+  resource(router, '/v1/datasets/:id', {
+    get: async (req, res) => void res.json(await read(req)),
+
+    delete: async (req, res) => {
+      const { id } = await read(req);
+      await datasets.delete(tenantOf(), id);
+      res.status(204).end();
+    },
+  });
+}
+
+function summaryOf({ id, name, items, bytes, created_at }: Dataset): DatasetSummary {
+  return { id, name, items, bytes, created_at };
+}
