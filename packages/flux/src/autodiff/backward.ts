@@ -40,7 +40,7 @@ export function backward(
   };
   for (const [value, seed] of seeds) accumulate(value.name, seed);
 
-  for (const node of nodes.reverse()) {
+  for (const node of nodes.toReversed()) {
     const incoming = node.outputs.map(({ name }) => gradients.get(name) ?? null);
     const needs = (operand: number): boolean => dependent.has(node.inputs[operand]?.name ?? '');
     if (incoming.every((gradient) => !gradient) || !node.inputs.some((_, i) => needs(i))) continue;

@@ -67,7 +67,7 @@ function layerNormalization({ g, node, gradients, needs }: RuleContext): (Value 
     'LayerNormalization',
     [x, ones, zeros],
     [x, perRow, perRow],
-    node.attributes as { axis: number },
+    node.attributes,
   ) as [Value, Value, Value];
   const d = mul(g, dy, scale);
   const centred = sub(g, sub(g, d, rowMean(g, d)), mul(g, normed, rowMean(g, mul(g, d, normed))));
@@ -88,7 +88,7 @@ function rmsNormalization({ g, node, gradients, needs }: RuleContext): (Value | 
     'SimplifiedLayerNormalization',
     [x, ones],
     [x, perRow],
-    node.attributes as { axis: number },
+    node.attributes,
   ) as [Value, Value];
   const d = mul(g, gradients[0]!, scale);
   return [

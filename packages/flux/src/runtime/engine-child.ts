@@ -2,6 +2,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { FluxError } from '../errors.ts';
 import { FluxModel } from '../model.ts';
 import { generate, type EngineImage } from '../pipeline.ts';
+import { train, type TrainResult } from '../training/train.ts';
 import type { EngineStats, FromEngine, LoadResult, ToEngine } from './protocol.ts';
 
 /*
@@ -13,12 +14,14 @@ let model: FluxModel | null = null;
 let loaded: { name: string; loadMs: number } | null = null;
 let generated = 0;
 const canceled = new Set<number>();
+let training: AbortController | null = null;
 let last: Promise<unknown> = Promise.resolve();
 
 process.on('message', (message: ToEngine) => {
   switch (message.type) {
     case 'cancel':
       canceled.add(message.id);
+      training?.abort();
       return;
     case 'close':
       process.disconnect();
@@ -32,6 +35,9 @@ process.on('message', (message: ToEngine) => {
     case 'generate':
       enqueue(message.id, () => run(message));
       return;
+    case 'train':
+      enqueue(message.id, () => runTraining(message));
+      return;
     default: {
       const never: never = message;
       throw new Error(`unknown message ${JSON.stringify(never)}`);
@@ -43,7 +49,7 @@ process.on('disconnect', () => process.exit(0));
 // Ctrl-C reaches the whole process group; the parent decides when the engine ends.
 process.on('SIGINT', () => {});
 
-function enqueue(id: number, task: () => Promise<LoadResult | EngineImage>): void {
+function enqueue(id: number, task: () => Promise<LoadResult | EngineImage | TrainResult>): void {
   last = last.then(task).then(
     (value) => send({ type: 'result', id, value }),
     (error: unknown) => {
@@ -87,6 +93,21 @@ async function run({ id, request }: ToEngine & { type: 'generate' }): Promise<En
       if (canceled.has(id)) throw new FluxError('canceled', `canceled after ${step} of ${steps} steps`);
     }
   } finally {
+    canceled.delete(id);
+  }
+}
+
+async function runTraining({ id, request }: ToEngine & { type: 'train' }): Promise<TrainResult> {
+  // The model for pictures and the one in training would need the memory of both.
+  await model?.release();
+  model = null;
+  loaded = null;
+  training = new AbortController();
+  if (canceled.has(id)) training.abort();
+  try {
+    return await train(request, (event) => send({ type: 'train-event', id, event }), training.signal);
+  } finally {
+    training = null;
     canceled.delete(id);
   }
 }

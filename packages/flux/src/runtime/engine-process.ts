@@ -4,6 +4,7 @@ import { createInterface } from 'node:readline';
 import { FluxError } from '../errors.ts';
 import type { LoadOptions } from '../model.ts';
 import type { EngineImage, EngineRequest } from '../pipeline.ts';
+import type { TrainEvent, TrainRequest, TrainResult } from '../training/train.ts';
 import type { EngineProgress, EngineStats, FromEngine, LoadResult, ToEngine } from './protocol.ts';
 
 export interface SpawnOptions {
@@ -15,6 +16,13 @@ export interface EngineExit {
   code: number | null;
   signal: NodeJS.Signals | null;
 }
+
+/** A request without its id. */
+type Task =
+  | { type: 'load'; options: LoadOptions }
+  | { type: 'generate'; request: EngineRequest }
+  | { type: 'train'; request: TrainRequest }
+  | { type: 'stats' };
 
 interface Pending {
   resolve: (value: never) => void;
@@ -83,14 +91,23 @@ export class EngineProcess {
     request: EngineRequest,
     options: { onProgress?: (progress: EngineProgress) => void; signal?: AbortSignal } = {},
   ): Promise<EngineImage> {
-    const { signal, onProgress } = options;
-    if (signal?.aborted) return Promise.reject(new FluxError('canceled', 'canceled before the first step'));
-    const id = this.#nextId;
-    const abort = (): void => this.#post({ type: 'cancel', id });
-    signal?.addEventListener('abort', abort, { once: true });
-    return this.#request<EngineImage>({ type: 'generate', request }, (message) => {
-      if (message.type === 'progress') onProgress?.(message.progress);
-    }).finally(() => signal?.removeEventListener('abort', abort));
+    return this.#cancelable<EngineImage>({ type: 'generate', request }, options.signal, (message) => {
+      if (message.type === 'progress') options.onProgress?.(message.progress);
+    });
+  }
+
+  /**
+   * Trains a LoRA; the model that was loaded for pictures is released. An aborted signal ends the training at its
+   * next step with a checkpoint.
+   * @throws FluxError canceled (its details name the checkpoint), dataset_invalid, request_invalid, engine_crashed
+   */
+  train(
+    request: TrainRequest,
+    options: { onEvent?: (event: TrainEvent) => void; signal?: AbortSignal } = {},
+  ): Promise<TrainResult> {
+    return this.#cancelable<TrainResult>({ type: 'train', request }, options.signal, (message) => {
+      if (message.type === 'train-event') options.onEvent?.(message.event);
+    });
   }
 
   stats(): Promise<EngineStats> {
@@ -108,13 +125,21 @@ export class EngineProcess {
     this.#child.kill('SIGKILL');
   }
 
-  #request<Value>(
-    message:
-      | { type: 'load'; options: LoadOptions }
-      | { type: 'generate'; request: EngineRequest }
-      | { type: 'stats' },
-    onMessage: (message: FromEngine) => void = () => {},
+  #cancelable<Value>(
+    message: Task,
+    signal: AbortSignal | undefined,
+    onMessage: (message: FromEngine) => void,
   ): Promise<Value> {
+    if (signal?.aborted) return Promise.reject(new FluxError('canceled', 'canceled before the first step'));
+    const id = this.#nextId;
+    const abort = (): void => this.#post({ type: 'cancel', id });
+    signal?.addEventListener('abort', abort, { once: true });
+    return this.#request<Value>(message, onMessage).finally(() =>
+      signal?.removeEventListener('abort', abort),
+    );
+  }
+
+  #request<Value>(message: Task, onMessage: (message: FromEngine) => void = () => {}): Promise<Value> {
     const id = this.#nextId++;
     if (this.#gone) return Promise.reject(crashed(this.#gone));
     return new Promise<Value>((resolve, reject) => {

@@ -7,7 +7,8 @@ import type { TrainingOptions, TrainingPosition } from './options.ts';
 import { asLora, type TrainedModule, trainedModule } from './parameters.ts';
 import type { TargetModule } from './targets.ts';
 
-const LORA = 'lora.safetensors';
+/** The LoRA of a checkpoint, in PEFT form. */
+export const LORA_FILE = 'lora.safetensors';
 const STATE = 'state.safetensors';
 const POSITION = 'position.json';
 
@@ -30,7 +31,7 @@ export async function saveCheckpoint(
   modules: readonly TrainedModule[],
 ): Promise<void> {
   await mkdir(folder, { recursive: true });
-  await writeLora(join(folder, LORA), asLora(modules), 'peft', {}, 'F32');
+  await writeLora(join(folder, LORA_FILE), asLora(modules), 'peft', {}, 'F32');
   const entries = modules.flatMap((module) =>
     PARTS.map((part) => {
       const values = valuesOf(module, part);

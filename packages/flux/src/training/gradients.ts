@@ -140,7 +140,7 @@ export class LoraGradients {
     if (weight === undefined) return loss;
 
     let slope: Record<string, Float32Array> = { joint: head[`joint${GRADIENT}`]! };
-    for (const { block, inputs } of kept.reverse()) {
+    for (const { block, inputs } of kept.toReversed()) {
       if (block.kind === 'double' && slope['joint']) {
         const cut = context.length;
         slope = { txt: slope['joint'].subarray(0, cut), img: slope['joint'].subarray(cut) };
@@ -276,12 +276,9 @@ class WeightReader {
     if (known) return known;
     const { file, offset, byteLength, shape, dtype } = this.#locator.locate(name);
     if (dtype !== 'F32') throw new Error(`${name} is ${dtype}; training reads fp32`);
-    if (this.#file?.path !== file) {
-      await this.close();
-      this.#file = { path: file, handle: await open(file) };
-    }
+    const { handle } = await this.#open(file);
     const data = new Float32Array(byteLength / 4);
-    await this.#file!.handle.read(data, 0, byteLength, offset);
+    await handle.read(data, 0, byteLength, offset);
     const feed = { data, dims: shape };
     this.#known.set(name, feed);
     return feed;
@@ -290,6 +287,12 @@ class WeightReader {
   async close(): Promise<void> {
     await this.#file?.handle.close();
     this.#file = null;
+  }
+
+  async #open(path: string): Promise<{ path: string; handle: FileHandle }> {
+    if (this.#file?.path === path) return this.#file;
+    await this.close();
+    return (this.#file = { path, handle: await open(path) });
   }
 }
 
