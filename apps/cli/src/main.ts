@@ -112,6 +112,36 @@ loras
   .addOption(json())
   .action(async (name: string, options) => (await import('./commands/loras.ts')).removeLora(name, options));
 
+const datasets = program
+  .command('datasets')
+  .description('pictures and prompts to train on: list, upload and remove them');
+
+datasets
+  .command('list', { isDefault: true })
+  .description('list the datasets of the studio')
+  .addOption(url())
+  .addOption(json())
+  .action(async (options) => (await import('./commands/datasets.ts')).listDatasets(options));
+
+datasets
+  .command('upload')
+  .description('upload a folder with images/NNN.png and prompts/NNN.txt, or a zip archive of one')
+  .argument('<path>', 'the folder or archive')
+  .option('--name <name>', 'name of the dataset (default: that of the folder)')
+  .addOption(url())
+  .addOption(json())
+  .action(async (path: string, options) =>
+    (await import('./commands/datasets.ts')).uploadDataset(path, options),
+  );
+
+datasets
+  .command('remove')
+  .description('delete a dataset with all its files')
+  .argument('<id>', 'its id')
+  .addOption(url())
+  .addOption(json())
+  .action(async (id: string, options) => (await import('./commands/datasets.ts')).removeDataset(id, options));
+
 program
   .command('jobs')
   .description('list the latest jobs, or show one')

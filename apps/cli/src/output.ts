@@ -14,6 +14,17 @@ export function duration(ms: number): string {
   return `${Math.floor(seconds / 60)} min ${String(seconds % 60).padStart(2, '0')} s`;
 }
 
+/** `512 B`, `4.6 MB`. */
+export function bytes(size: number): string {
+  const units = ['B', 'kB', 'MB', 'GB'];
+  let value = size;
+  while (value >= 1000 && units.length > 1) {
+    value /= 1000;
+    units.shift();
+  }
+  return `${units[0] === 'B' ? value : value.toPrecision(3)} ${units[0]}`;
+}
+
 /** A text of at most `width` characters. */
 export function shorten(text: string, width: number): string {
   const line = text.replaceAll(/\s+/g, ' ');

@@ -6,7 +6,7 @@ import { pipeline } from 'node:stream/promises';
 import type { LoraList, LoraVersionView, LoraView } from '@atelier/shared';
 import { StudioClient } from '../client.ts';
 import { CliError } from '../errors.ts';
-import { dim, green, printJson, shorten, table } from '../output.ts';
+import { bytes, dim, green, printJson, shorten, table } from '../output.ts';
 import { slug } from './generate.ts';
 
 interface Options {
@@ -142,15 +142,4 @@ export async function exportLora(ref: string, options: ExportOptions): Promise<v
 
 function rankOf({ rank: { min, max } }: LoraVersionView): string {
   return min === max ? String(max) : `${min} to ${max}`;
-}
-
-/** `512 B`, `4.6 MB`. */
-function bytes(size: number): string {
-  const units = ['B', 'kB', 'MB', 'GB'];
-  let value = size;
-  while (value >= 1000 && units.length > 1) {
-    value /= 1000;
-    units.shift();
-  }
-  return `${units[0] === 'B' ? value : value.toPrecision(3)} ${units[0]}`;
 }
