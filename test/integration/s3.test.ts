@@ -2,13 +2,26 @@ import { createHash } from 'node:crypto';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { GenerationJob, LoraRegistry, LoraVersionView, S3Store, createObjectStore } from '@atelier/shared';
-import { createLogger, createRedis } from '@atelier/shared';
+import {
+  Dataset,
+  DatasetList,
+  DatasetStore,
+  GenerationJob,
+  LoraRegistry,
+  LoraVersionView,
+  S3Store,
+  createLogger,
+  createObjectStore,
+  createRedis,
+  datasetKey,
+} from '@atelier/shared';
+import sharp from 'sharp';
 import { type GpuWorker, startGpuWorker } from '../../apps/gpu-worker/src/worker.ts';
-import { type TestApi, expectJson, startTestApi, submit } from '../support/api.ts';
+import { type TestApi, expectJson, expectProblem, startTestApi, submit } from '../support/api.ts';
 import { InstantEngine } from '../support/engines.ts';
 import { writeSmallLora } from '../support/lora-files.ts';
 import { type TestS3, canServeS3, startTestS3 } from '../support/s3.ts';
+import { type ZipEntry, zip } from '../support/zip.ts';
 
 const available = canServeS3();
 if (!available) console.warn('The studio is NOT tested with S3: no versitygw, and no Go to build it with');
@@ -94,5 +107,37 @@ if (!available) console.warn('The studio is NOT tested with S3: no versitygw, an
     expect((await api.deps.store.list('tenants/default/loras/sumi/')).objects).toHaveLength(1);
     expect((await add('sumi', 11)).headers.get('location')).toBe('/v1/loras/sumi/versions/4');
     expect(api.deps.store).toBeInstanceOf(S3Store);
+  });
+
+  test('datasets are uploaded, listed page by page, deleted and swept', async () => {
+    const data = await sharp({ create: { width: 8, height: 8, channels: 3, background: 'red' } })
+      .png()
+      .toBuffer();
+    const pair = [
+      { name: 'images/1.png', data },
+      { name: 'prompts/1.txt', data: 'red' },
+    ];
+    const upload = async (name: string, entries: ZipEntry[]) =>
+      fetch(`${api.url}/v1/datasets?name=${name}`, {
+        method: 'POST',
+        headers: { 'Content-Type': 'application/zip' },
+        body: new Uint8Array(zip(entries)),
+      });
+    const made: Dataset[] = [];
+    for (const name of ['a', 'b']) made.push(await expectJson(await upload(name, pair), 201, Dataset));
+    await expectProblem(await upload('c', pair.slice(1)), 422, 'dataset_invalid');
+
+    const page = async (query: string) =>
+      expectJson(await fetch(`${api.url}/v1/datasets?limit=1${query}`), 200, DatasetList);
+    const { data: first, next_cursor } = await page('');
+    expect([first, (await page(`&cursor=${next_cursor}`)).data]).toMatchObject([
+      [{ name: 'a' }],
+      [{ name: 'b' }],
+    ]);
+    await fetch(`${api.url}/v1/datasets/${made[0]!.id}`, { method: 'DELETE' });
+    await api.deps.store.delete(datasetKey('default', made[1]!.id));
+    expect(await page('')).toEqual({ data: [], next_cursor: null });
+    await new DatasetStore(api.deps.store).sweep('default', Date.now() + 25 * 3_600_000);
+    expect((await api.deps.store.list('tenants/default/datasets/')).objects).toEqual([]);
   });
 });

@@ -22,3 +22,20 @@ test('a key that can be guessed is refused, and not repeated in the message', ()
   expect(load).toThrow('ATELIER_API_KEYS: each key needs at least 16 characters');
   expect(load).not.toThrow('hunter2');
 });
+
+test('limits of datasets have bounds; what breaks them is named', () => {
+  expect(loadSettings('127.0.0.1', { ATELIER_MAX_DATASET_IMAGES: '7' }).dataset).toEqual({
+    maxBytes: 2 * 2 ** 30,
+    maxImages: 7,
+    maxImageBytes: 32 * 2 ** 20,
+    maxRatio: 100,
+  });
+  const broken = {
+    ATELIER_MAX_DATASET_BYTES: '1e18',
+    ATELIER_MAX_DATASET_IMAGES: '0',
+    ATELIER_MAX_DATASET_IMAGE_BYTES: 'many',
+    ATELIER_MAX_ARCHIVE_RATIO: '5000',
+  };
+  for (const name of Object.keys(broken))
+    expect(() => loadSettings('127.0.0.1', broken)).toThrow(`${name}: `);
+});
