@@ -1,29 +1,191 @@
-import { createLogger, createRedis, listWorkers } from '@atelier/shared';
-import { startTrainer } from '../../apps/trainer/src/trainer.ts';
+import { createHash } from 'node:crypto';
+import { join } from 'node:path';
+import { buffer } from 'node:stream/consumers';
+import { EngineProcess } from '@atelier/flux';
+import {
+  Catalog,
+  DatasetStore,
+  type JobRecord,
+  TrainingInput,
+  TrainingMetrics,
+  createLogger,
+  createRedis,
+  listWorkers,
+  trainingMetricsKey,
+  trainingPrefix,
+} from '@atelier/shared';
+import sharp from 'sharp';
+import { type Trainer, startTrainer } from '../../apps/trainer/src/trainer.ts';
+import { tinyModel } from '../golden/support.ts';
 import { type TestStudio, startTestStudio, until } from '../support/studio.ts';
 
+const T = 'default';
+const GRACE_MS = 20_000;
+
+/** Trainers with the real engine on a tiny model. */
 let studio: TestStudio;
+let catalog: Catalog;
+let dataset: string;
+let client: ReturnType<typeof createRedis>;
 beforeAll(async () => {
   studio = await startTestStudio();
+  client = createRedis(studio.config, 'worker');
+  const { files } = await tinyModel('tiny-dev');
+  const defaults = { ...studio.catalog.default.defaults, width: 64, height: 64, max_sequence_length: 16 };
+  catalog = new Catalog([{ ...studio.catalog.default, name: 'tiny-dev', files, defaults }]);
+  dataset = await store(4);
 });
-afterAll(() => studio.stop());
+afterAll(async () => {
+  client.disconnect();
+  await studio.stop();
+});
 
-test('a training ends at once with a clear error, and the trainer is listed while it lives', async () => {
-  const { config, jobs, queues } = studio;
-  const redis = createRedis(config, 'worker');
-  const trainer = await startTrainer({ config, redis, log: createLogger(config, 'trainer') });
-  const job = await jobs.create({ kind: 'training', input: {} });
-  await queues.enqueueTraining(job);
-  expect(await jobs.wait(job, 10_000)).toMatchObject({
-    status: 'failed',
-    attempts: 1,
-    error: { code: 'training_unavailable', retryable: false },
+/** Stores a dataset of `count` pictures; the last one is no picture when `broken`. @returns its id */
+async function store(count: number, broken = false): Promise<string> {
+  const files: [path: string, bytes: Buffer][] = [];
+  for (let i = 1; i <= count; i++) {
+    const background = { r: 50 * i, g: 255 - 40 * i, b: 90 };
+    const image = sharp({ create: { width: 64 + 8 * i, height: 72, channels: 3, background } });
+    const bytes = broken && i === count ? Buffer.from('no picture') : await image.png().toBuffer();
+    files.push([`images/00${i}.png`, bytes], [`prompts/00${i}.txt`, Buffer.from(`picture ${i}`)]);
+  }
+  const { id } = await new DatasetStore(studio.store).add(T, {
+    name: 'test',
+    warnings: [],
+    files: files.map(([path, bytes]) => ({
+      file: { path, size: bytes.length, sha256: createHash('sha256').update(bytes).digest('hex') },
+      contentType: 'application/octet-stream',
+      read: async () => bytes,
+    })),
   });
-  await until(async () => (await listWorkers(redis)).length === 1);
-  expect(await listWorkers(redis)).toEqual([
-    expect.objectContaining({ id: trainer.id, kind: 'training', models: [], pid: process.pid }),
+  return id;
+}
+
+async function submit(input: Partial<TrainingInput> & { name: string }): Promise<JobRecord> {
+  const small = { batch_size: 1, gradient_accumulation_steps: 1, learning_rate: 1e-2, max_epochs: 2 };
+  const rest = { dataset, model: 'tiny-dev', resolution: 64, save_every_n_epochs: 1 };
+  const record = await studio.jobs.create({
+    kind: 'training',
+    input: TrainingInput.parse({ ...small, ...rest, ...input }),
+  });
+  await studio.queues.enqueueTraining(record);
+  return record;
+}
+
+async function withTrainer<T>(work: (trainer: Trainer) => Promise<T>): Promise<T> {
+  const config = {
+    ...studio.config,
+    ATELIER_CACHE_DIR: join(studio.config.ATELIER_DATA_DIR, 'cache'),
+    ATELIER_LOCK_MS: 10_000,
+    ATELIER_CANCEL_GRACE_MS: GRACE_MS,
+  };
+  const redis = createRedis(config, 'worker');
+  const trainer = await startTrainer({
+    config,
+    redis,
+    store: studio.store,
+    catalog,
+    spawnEngine: (onLog) => EngineProcess.spawn({ onLog }),
+    log: createLogger(config, 'trainer'),
+  });
+  try {
+    return await work(trainer);
+  } finally {
+    await trainer.close(GRACE_MS);
+    redis.disconnect();
+  }
+}
+
+const ended = async (job: JobRecord): Promise<JobRecord> => (await studio.jobs.wait(job, 45_000))!;
+const atStep = (job: JobRecord, step: number): Promise<void> =>
+  until(async () => (await studio.jobs.get(job))!.progress.step >= step);
+const keys = async (job: JobRecord): Promise<string[]> =>
+  (await studio.store.list(trainingPrefix(job))).objects.map(({ key }) => key);
+
+test('a dataset becomes versions of a LoRA, and what was measured is kept', async () => {
+  const { id, tenant } = await withTrainer(async (trainer) => {
+    await until(async () => (await listWorkers(client)).length === 1);
+    expect(await listWorkers(client)).toEqual([
+      expect.objectContaining({ id: trainer.id, kind: 'training', provider: 'cpu', pid: process.pid }),
+    ]);
+    const job = await submit({ name: 'ink', trigger_word: 'inkwash', validation_every: 4 });
+    expect(await ended(job)).toMatchObject({
+      status: 'succeeded',
+      attempts: 1,
+      error: null,
+      output: { lora: 'ink@2' },
+      progress: { step: 6, steps: 6, fraction: 1 },
+    });
+    return job;
+  });
+  expect(await listWorkers(client)).toEqual([]);
+  const lora = (await studio.loras.get(T, 'ink'))!;
+  expect(lora.trigger_words).toEqual(['inkwash']);
+  expect(lora.versions).toHaveLength(2);
+  for (const version of lora.versions)
+    expect(version).toMatchObject({
+      dialects: ['peft'],
+      rank: { min: 4, max: 4 },
+      base_model: 'tiny-dev',
+      provenance: { source: 'training', training_job: id },
+    });
+
+  const file = await studio.store.get(trainingMetricsKey({ tenant, id }));
+  const metrics = TrainingMetrics.parse(JSON.parse((await buffer(file!.body)).toString()));
+  expect(metrics.steps.map(({ step }) => step)).toEqual([1, 2, 3, 4, 5, 6]);
+  expect(metrics.steps.every(({ loss }) => loss > 0)).toBe(true);
+  expect(metrics.validation.map(({ epoch }) => epoch)).toEqual([0, 1, 2]);
+  expect(metrics.checkpoints).toEqual([
+    { epoch: 1, step: 3, lora: 'ink@1' },
+    { epoch: 2, step: 6, lora: 'ink@2' },
   ]);
-  await trainer.close();
-  expect(await listWorkers(redis)).toEqual([]);
-  redis.disconnect();
+  expect(await keys({ tenant, id } as JobRecord)).toEqual([trainingMetricsKey({ tenant, id })]);
+});
+
+test('a training that two trainers share ends as that of one does, to the byte', async () => {
+  const plan = { max_epochs: 30, save_every_n_epochs: 10 };
+  const undisturbed = await submit({ name: 'alone', ...plan });
+  await withTrainer(() => ended(undisturbed));
+  const job = await submit({ name: 'shared', ...plan });
+  await withTrainer(() => atStep(job, 3));
+  const between = (await studio.jobs.get(job))!;
+  expect(between).toMatchObject({ status: 'queued', attempts: 0 });
+  const stoppedAt = between.progress.step;
+  expect(stoppedAt).toBeLessThan(120);
+  expect(await keys(job)).toContainEqual(expect.stringMatching(/\/resume\.json$/));
+  await withTrainer(() => ended(job));
+  expect(await studio.jobs.get(job)).toMatchObject({ status: 'succeeded', attempts: 1, error: null });
+
+  const hashes = async (name: string): Promise<string[]> =>
+    (await studio.loras.get(T, name))!.versions.map(({ sha256 }) => sha256);
+  expect(await hashes('alone')).toHaveLength(3);
+  expect(await hashes('shared')).toEqual(await hashes('alone'));
+});
+
+test('a job to cancel stops, and publishes nothing more', async () => {
+  await withTrainer(async () => {
+    const job = await submit({ name: 'never', max_epochs: 1_000, save_every_n_epochs: 1_000 });
+    await atStep(job, 2);
+    await studio.jobs.requestCancel(job);
+    expect(await ended(job)).toMatchObject({ status: 'canceled', output: null });
+    expect(await studio.loras.get(T, 'never')).toBeNull();
+    await until(async () => (await keys(job)).every((key) => key.endsWith('/metrics.json')));
+  });
+});
+
+test('a dataset with a problem, or none, ends the job at once with the reason', async () => {
+  await withTrainer(async () => {
+    const broken = await ended(await submit({ name: 'broken', dataset: await store(3, true) }));
+    expect(broken).toMatchObject({
+      status: 'failed',
+      attempts: 1,
+      error: {
+        code: 'dataset_invalid',
+        message: expect.stringContaining('images/003.png'),
+        retryable: false,
+      },
+    });
+    const none = await ended(await submit({ name: 'none', dataset: `dst_${'0'.repeat(32)}` }));
+    expect(none).toMatchObject({ status: 'failed', attempts: 1, error: { code: 'dataset_invalid' } });
+  });
 });

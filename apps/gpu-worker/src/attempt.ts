@@ -1,14 +1,12 @@
 import { createHash } from 'node:crypto';
 import { buffer } from 'node:stream/consumers';
 import { FluxError } from '@atelier/flux';
-import { AtelierError } from '@atelier/shared';
+import { AtelierError, ProgressReporter, whileStoreIsAway } from '@atelier/shared';
 import type { Attempt, Catalog, GenerationRecord, JobStore, Logger, ObjectStore } from '@atelier/shared';
 import type { Progress, StoredImage } from '@atelier/shared';
 import type { EngineHost } from './engine-host.ts';
 import type { EngineImage, EngineProgressListener } from './engine.ts';
 import { FORMATS, decodeImage, encodeImage } from './images.ts';
-import { whileStoreIsAway } from './patience.ts';
-import { ProgressReporter } from './progress-reporter.ts';
 import type { HeldStyles, StyleCache } from './style-cache.ts';
 
 /** Why a running attempt is told to stop. */

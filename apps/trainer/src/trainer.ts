@@ -1,62 +1,102 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import {
-  ERRORS,
+  JobQueues,
   JobStore,
+  LoraRegistry,
   WorkerRegistration,
-  codeLabel,
   createQueueWorker,
   createWorkerMetrics,
-  newAttemptToken,
+  stalledError,
 } from '@atelier/shared';
-import type { Config, JobError, Logger, QueuePayload, WorkerMetrics, createRedis } from '@atelier/shared';
-import { UnrecoverableError } from 'bullmq';
-import { setTimeout as sleep } from 'node:timers/promises';
+import type { Catalog, Config, Logger, ObjectStore, WorkerMetrics, createRedis } from '@atelier/shared';
+import type { Engine } from './engine.ts';
+import { TrainingProcessor } from './processor.ts';
 
 export interface TrainerOptions {
   config: Config;
   /** Made for 'worker'; stays open after the trainer was closed. */
   redis: ReturnType<typeof createRedis>;
+  store: ObjectStore;
+  catalog: Catalog;
+  spawnEngine: (onLog: (line: string) => void) => Engine;
   log: Logger;
   metrics?: WorkerMetrics;
 }
 
 export interface Trainer {
   readonly id: string;
-  close(): Promise<void>;
+  /** Stops taking jobs; the running one writes a checkpoint and is given back to the queue within `graceMs`. */
+  close(graceMs: number): Promise<void>;
 }
 
-/** What every training ends with: this version trains nothing. */
-const UNAVAILABLE: JobError = Object.freeze({
-  code: 'training_unavailable',
-  message: 'This version cannot train a LoRA yet; the job was not started',
-  retryable: ERRORS.training_unavailable.retryable,
-});
+/** How long the endings of a job that was told to stop may take until the trainer closes without them. */
+const LAST_WRITES_MS = 4_000;
+const REDIS_CLOSE_MS = 1_000;
 
-const CLOSE_MS = 3_000;
-
-/** Takes training jobs and ends each with a clear error, so that none waits for ever. */
+/** Takes training jobs, one at a time, until it is closed. */
 export async function startTrainer(options: TrainerOptions): Promise<Trainer> {
-  const { config, redis, log } = options;
+  const { config, redis, store, catalog, spawnEngine, log } = options;
   const metrics = options.metrics ?? createWorkerMetrics();
   const jobs = new JobStore(redis);
-  const registration = new WorkerRegistration(redis, { kind: 'training', models: [], provider: null });
-  const worker = createQueueWorker(config, redis, 'training', async ({ data }: { data: QueuePayload }) => {
-    const attempt = { ...data, token: newAttemptToken() };
-    const { result, record } = await jobs.start(attempt, registration.info.id);
-    if (result !== 'done' || record.status !== 'running') return;
-    await jobs.fail(attempt, UNAVAILABLE);
-    metrics.jobs.inc({ kind: 'training', outcome: 'failed', code: codeLabel(UNAVAILABLE.code) });
-    log.warn({ job_id: data.id, code: UNAVAILABLE.code }, UNAVAILABLE.message);
-    throw new UnrecoverableError(UNAVAILABLE.message);
+  const queues = new JobQueues(config, redis);
+  const registration = new WorkerRegistration(redis, { kind: 'training', models: [], provider: 'cpu' });
+  const processor = new TrainingProcessor({
+    config,
+    jobs,
+    store,
+    loras: new LoraRegistry(store, redis, jobs, (problems) => log.warn({ problems }, 'LoRAs')),
+    catalog,
+    spawnEngine,
+    metrics,
+    log,
+    workerId: registration.info.id,
+    onCurrent: (id) => registration.update({ current_job: id }),
   });
+  const worker = createQueueWorker(config, redis, 'training', (job, token) => processor.process(job, token));
   worker.on('error', (err) => log.warn({ err }, 'queue'));
+  worker.on('stalled', (job_id) => {
+    metrics.stalled.inc();
+    log.warn({ job_id }, 'a trainer stopped renewing its lock; the job is tried again');
+  });
+  worker.on('failed', (job, error) => {
+    // Most have ended in their record already, and this is refused; those that stalled too often have not.
+    if (job?.finishedOn)
+      jobs
+        .abandon(job.data, stalledError(error.message))
+        .catch((err: unknown) => log.error({ err }, 'queue'));
+  });
+  // Not awaited: while Redis is away they wait, and the trainer has to be able to shut down.
+  const reconcile = (): void => {
+    queues.reconcile(jobs, 'training').then(
+      (ids) =>
+        ids.length > 0 && log.warn({ job_ids: ids }, 'trainings that the queue had lost were enqueued again'),
+      (err: unknown) => log.error({ err }, 'reconcile'),
+    );
+  };
+  if (redis.status === 'ready') reconcile();
+  redis.on('ready', reconcile);
+  jobs
+    .onCancelRequest((ref) => processor.stop('cancel', ref))
+    .catch((err: unknown) => log.error({ err }, 'cancel'));
   worker.run().catch((err: unknown) => log.error({ err }, 'the queue worker ended'));
   log.info({ worker: registration.info.id }, 'trainer started');
+
   return {
     id: registration.info.id,
-    close: async () => {
-      const closing = Promise.allSettled([worker.close(), registration.close()]);
-      await Promise.race([closing, sleep(CLOSE_MS, undefined, { ref: false })]);
+    close: async (graceMs) => {
+      redis.off('ready', reconcile);
+      const closing = worker.close();
+      // A training does not end in the time that a shutdown has: it goes on elsewhere from this very step.
+      processor.stop('give_back');
+      const grace = new AbortController();
+      await Promise.race([closing, sleep(graceMs + LAST_WRITES_MS, undefined, grace)]);
+      grace.abort();
       jobs.close();
+      // Both wait for Redis; the heartbeat expires by itself.
+      await Promise.race([
+        Promise.allSettled([registration.close(), queues.close()]),
+        sleep(REDIS_CLOSE_MS, undefined, { ref: false }),
+      ]);
     },
   };
 }

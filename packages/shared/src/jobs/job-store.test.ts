@@ -3,6 +3,7 @@ import type { Redis } from 'ioredis';
 import { startTestRedis } from '../../../../test/support/redis.ts';
 import type { TestRedis } from '../../../../test/support/redis.ts';
 import type { GenerationInput } from '../contracts/generation.ts';
+import { TrainingInput } from '../contracts/training.ts';
 import { newAttemptToken, newJobId } from '../ids.ts';
 import { createRedis } from '../redis.ts';
 import { JobStore } from './job-store.ts';
@@ -236,7 +237,8 @@ describe('lists', () => {
       await sleep(2);
     }
     await store.create({ kind: 'generation', tenant: 'other', input: INPUT });
-    await store.create({ kind: 'training', input: {} });
+    const training = { name: 'ink', dataset: 'dst_1', model: 'mini', resolution: 128 };
+    await store.create({ kind: 'training', input: TrainingInput.parse(training) });
     const first = await store.list('default', 'generation', { limit: 3 });
     expect(first.records.map(({ id }) => id)).toEqual(ids.slice(0, 3));
     // A job that arrives between two pages moves nothing.

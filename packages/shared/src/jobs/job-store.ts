@@ -119,6 +119,14 @@ export class JobStore {
     });
   }
 
+  /** running -> succeeded for a training, whose result is a version of a LoRA: `name@version`. */
+  publishLora(attempt: Attempt, lora: string): Promise<Outcome> {
+    return this.#transition('publish', attempt, {
+      token: attempt.token,
+      set: { output: { images: [], lora } },
+    });
+  }
+
   /** running -> failed. */
   fail(attempt: Attempt, error: JobError): Promise<Outcome> {
     return this.#transition('fail', attempt, { token: attempt.token, set: { error } });

@@ -1,5 +1,6 @@
 import type { GenerationInput } from '../contracts/generation.ts';
 import type { JobError, JobStatus, Progress, StoredImage, Timings } from '../contracts/job.ts';
+import type { TrainingInput } from '../contracts/training.ts';
 
 /** The tenant of an installation without API keys. */
 export const DEFAULT_TENANT = 'default';
@@ -10,11 +11,18 @@ export interface JobRef {
   id: string;
 }
 
+/** What a job made: a generation images, a training a version of a LoRA. */
+export interface JobOutput {
+  images: StoredImage[];
+  /** Of a training: `name@version`. */
+  lora?: string;
+}
+
 interface JobFields extends JobRef {
   status: JobStatus;
   progress: Progress;
   /** Written once, by the attempt that published. */
-  output: { images: StoredImage[] } | null;
+  output: JobOutput | null;
   error: JobError | null;
   timings: Timings | null;
   /** Attempts that were started and not given back. */
@@ -40,7 +48,7 @@ export interface GenerationRecord extends JobFields {
 
 export interface TrainingRecord extends JobFields {
   kind: 'training';
-  input: Record<string, unknown> & { priority?: GenerationInput['priority'] };
+  input: TrainingInput;
 }
 
 /** A job as stored: the truth that the API shows. The queue only knows that there is something to do. */
@@ -58,7 +66,7 @@ export type NewJob =
       kind: 'training';
       tenant?: string;
       id?: string;
-      input: TrainingRecord['input'];
+      input: TrainingInput;
       metadata?: Record<string, string>;
     };
 

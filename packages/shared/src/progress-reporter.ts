@@ -1,4 +1,4 @@
-import type { Progress } from '@atelier/shared';
+import type { Progress } from './contracts/job.ts';
 
 const INTERVAL_MS = 250;
 

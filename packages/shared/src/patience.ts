@@ -1,4 +1,4 @@
-import { AtelierError } from '@atelier/shared';
+import { AtelierError } from './errors.ts';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 const FIRST_PAUSE_MS = 250;
