@@ -157,6 +157,8 @@ describe('with API keys', () => {
       ['GET', '/v1/queue'],
       ['GET', '/v1/workers'],
       ['POST', '/v1/generations'],
+      ['POST', '/v1/trainings'],
+      ['GET', '/v1/trainings/trn_00000000000000000000000000000000/metrics'],
       ['POST', '/v1/generations/gen_00000000000000000000000000000000/cancel'],
       ['GET', '/v1/generations/gen_00000000000000000000000000000000/images/0'],
       ['GET', '/v1/nowhere'],

@@ -14,6 +14,7 @@ import { datasetRoutes } from './routes/datasets.ts';
 import { generationRoutes } from './routes/generations.ts';
 import { loraRoutes } from './routes/loras.ts';
 import { operationRoutes } from './routes/operations.ts';
+import { trainingRoutes } from './routes/trainings.ts';
 import type { Submissions } from './submission.ts';
 import { ScratchFolder } from './uploads/scratch.ts';
 
@@ -40,6 +41,7 @@ export function createApp(deps: ApiDeps, submissions: Submissions): Express {
   scratch.clean().catch((err: unknown) => deps.log.warn({ err }, 'old uploads could not be removed'));
   loraRoutes(app, deps, scratch);
   datasetRoutes(app, deps, scratch);
+  trainingRoutes(app, deps, submissions);
   catalogRoutes(app, deps);
 
   app.use((req) => {

@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import { type GenerationRecord, type JobRef, type ProgressEvent, isTerminal } from '@atelier/shared';
+import { type JobRecord, type JobRef, type ProgressEvent, isTerminal } from '@atelier/shared';
 import type { Request, Response } from 'express';
 import type { ApiDeps } from './deps.ts';
 
@@ -15,7 +15,7 @@ type Send = (event: 'status' | 'progress', id: string, data: unknown) => Promise
  *
  * @example '1-running-7' // first attempt, seven steps done
  */
-export function eventId({ attempts, status, progress }: GenerationRecord): string {
+export function eventId({ attempts, status, progress }: JobRecord): string {
   return `${attempts}-${status}-${progress.step}`;
 }
 
@@ -29,12 +29,12 @@ export function eventId({ attempts, status, progress }: GenerationRecord): strin
  * @param first the record as just read, so that an unknown job or a Redis that is away is answered before
  * @param render what a `status` event carries
  */
-export async function streamEvents(
+export async function streamEvents<R extends JobRecord>(
   { jobs, shutdown }: Pick<ApiDeps, 'jobs' | 'shutdown'>,
   req: Request,
   res: Response,
-  first: GenerationRecord,
-  render: (record: GenerationRecord) => Promise<unknown>,
+  first: R,
+  render: (record: R) => Promise<unknown>,
 ): Promise<void> {
   const lastEventId = req.get('last-event-id');
   if (isTerminal(first.status) && lastEventId === eventId(first)) {
@@ -68,12 +68,12 @@ export async function streamEvents(
   try {
     await write(`retry: ${RECONNECT_MS}\n\n`);
     const changes = new Changes(send, render, lastEventId);
-    let record: GenerationRecord | null = first;
+    let record: R | null = first;
     while (!stop.aborted) {
       if (record) await changes.send(record);
       if (record && isTerminal(record.status)) break;
       if (!(await bell.wait(HEARTBEAT_MS, stop))) await write(': still here\n\n');
-      record = await readQuietly(jobs, ref);
+      record = await readQuietly<R>(jobs, ref);
     }
   } catch (error) {
     // A client that leaves while a write waits for it is the usual end of a stream.
@@ -85,34 +85,30 @@ export async function streamEvents(
 }
 
 /** Redis being away must not end the stream: null, and the next ring or heartbeat looks again. */
-async function readQuietly(jobs: ApiDeps['jobs'], ref: JobRef): Promise<GenerationRecord | null> {
+async function readQuietly<R extends JobRecord>(jobs: ApiDeps['jobs'], ref: JobRef): Promise<R | null> {
   try {
-    const record = await jobs.get(ref);
-    return record?.kind === 'generation' ? record : null;
+    // A job never changes its kind.
+    return (await jobs.get(ref)) as R | null;
   } catch {
     return null;
   }
 }
 
 /** Sends what differs from the state that was sent last. */
-class Changes {
+class Changes<R extends JobRecord> {
   readonly #send: Send;
-  readonly #render: (record: GenerationRecord) => Promise<unknown>;
+  readonly #render: (record: R) => Promise<unknown>;
   #sentId: string | undefined;
   #sentStatus: string | undefined;
 
-  constructor(
-    send: Send,
-    render: (record: GenerationRecord) => Promise<unknown>,
-    lastEventId: string | undefined,
-  ) {
+  constructor(send: Send, render: (record: R) => Promise<unknown>, lastEventId: string | undefined) {
     this.#send = send;
     this.#render = render;
     this.#sentId = lastEventId;
     this.#sentStatus = lastEventId?.split('-').slice(0, 2).join('-');
   }
 
-  async send(record: GenerationRecord): Promise<void> {
+  async send(record: R): Promise<void> {
     const id = eventId(record);
     if (id === this.#sentId) return;
     const status = `${record.attempts}-${record.status}`;

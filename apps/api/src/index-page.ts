@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import { DEFAULT_TENANT, type GenerationRecord } from '@atelier/shared';
 import type { IRouter } from 'express';
 import type { ApiDeps } from './deps.ts';
-import { listGenerations } from './list.ts';
+import { listJobs } from './list.ts';
 import { originOf } from './origin.ts';
 import { resource } from './resource.ts';
 
@@ -39,9 +39,10 @@ export function indexRoute(router: IRouter, { config, jobs, settings }: ApiDeps)
     get: async (req, res) => {
       // The page is there to help: also while Redis is away.
       const latest = isOpen
-        ? await listGenerations(jobs, DEFAULT_TENANT, { status: 'succeeded', limit: String(PICTURES) }).catch(
-            () => null,
-          )
+        ? await listJobs(jobs, DEFAULT_TENANT, 'generation', {
+            status: 'succeeded',
+            limit: String(PICTURES),
+          }).catch(() => null)
         : null;
       res.type('html').send(renderIndex(originOf(req, config), latest?.records ?? [], isOpen));
     },

@@ -67,7 +67,7 @@ async function listen(server: Server, host: string, port: number): Promise<void>
 async function repairQueue({ jobs, log, queues }: ApiDeps, submissions: Submissions): Promise<void> {
   try {
     await submissions.takeBack();
-    const ids = await queues.reconcile(jobs);
+    const ids = [...(await queues.reconcile(jobs)), ...(await queues.reconcile(jobs, 'training'))];
     if (ids.length > 0)
       log.warn({ job_ids: ids.slice(0, 100), count: ids.length }, 'jobs were missing in the queue');
   } catch (error) {

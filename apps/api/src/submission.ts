@@ -1,15 +1,21 @@
 import {
+  DatasetStore,
   type GenerationRecord,
   type GenerationRequest,
   type JobError,
   type JobRef,
+  type TrainingRecord,
+  type TrainingRequest,
+  jobKindOf,
   newJobId,
   resolveInput,
+  resolveTraining,
 } from '@atelier/shared';
 import type { ApiDeps } from './deps.ts';
-import { asGeneration } from './generation-record.ts';
+import { asJob } from './job-record.ts';
 import { type InitImageFile, parseInitImage } from './images/init-image.ts';
 import { pinStyles } from './loras/pin-styles.ts';
+import { invalid } from './validation/validate.ts';
 
 type Deps = Pick<ApiDeps, 'catalog' | 'jobs' | 'log' | 'loras' | 'queues' | 'store'>;
 
@@ -43,14 +49,36 @@ export class Submissions {
     const input = resolveInput(request, catalog, { styles, ...(imageKey ? { imageKey } : {}) });
     if (image && imageKey)
       await this.#deps.store.put(imageKey, image.bytes, { contentType: image.contentType });
-    try {
+    return this.#accept({ tenant, id }, async () => {
       const record = await jobs.create({ kind: 'generation', tenant, id, input, metadata: request.metadata });
       // A delete that did not see this record yet has taken the LoRA off the index before it looked.
       await pinStyles(loras, tenant, styles);
       await queues.enqueueGeneration(record);
-      return asGeneration(record, id);
+      return asJob(record, 'generation', id);
+    });
+  }
+
+  /** @throws AtelierError as {@link submit} does; `validation_failed` when there is no such dataset */
+  async submitTraining(tenant: string, request: TrainingRequest): Promise<TrainingRecord> {
+    const { catalog, jobs, queues, store } = this.#deps;
+    const id = newJobId('training');
+    const input = resolveTraining(request, catalog);
+    if (!(await new DatasetStore(store).get(tenant, request.dataset))) {
+      const message = `found ${request.dataset}, which is no dataset; GET /v1/datasets lists them`;
+      throw invalid([{ field: 'dataset', message }]);
+    }
+    return this.#accept({ tenant, id }, async () => {
+      const record = await jobs.create({ kind: 'training', tenant, id, input, metadata: request.metadata });
+      await queues.enqueueTraining(record);
+      return asJob(record, 'training', id);
+    });
+  }
+
+  async #accept<T>(ref: JobRef, accept: () => Promise<T>): Promise<T> {
+    try {
+      return await accept();
     } catch (error) {
-      this.#unsettled.set(id, { tenant, id });
+      this.#unsettled.set(ref.id, ref);
       // Not awaited: the answer must not wait for a Redis that has just failed to answer.
       void this.takeBack();
       throw error;
@@ -64,7 +92,7 @@ export class Submissions {
     for (const ref of this.#unsettled.values()) {
       try {
         await jobs.abandon(ref, NOT_ACCEPTED);
-        await queues.remove(ref);
+        await queues.remove(ref, jobKindOf(ref.id) ?? undefined);
         this.#unsettled.delete(ref.id);
       } catch (error) {
         log.warn({ err: error, job_id: ref.id }, 'a job that was not accepted could not be taken back yet');

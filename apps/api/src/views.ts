@@ -6,6 +6,8 @@ import type {
   ModelList,
   QueueCounts,
   QueueView,
+  TrainingJob,
+  TrainingRecord,
   WorkerInfo,
   WorkerView,
 } from '@atelier/shared';
@@ -37,6 +39,26 @@ export function jobView(record: GenerationRecord, position: number | null, origi
     },
     error: record.error,
     timings: record.timings,
+    attempts: record.attempts,
+    metadata: record.metadata,
+    created_at: record.created_at,
+    started_at: record.started_at,
+    finished_at: record.finished_at,
+  };
+}
+
+/** A training as clients see it; see {@link jobView}. */
+export function trainingView(record: TrainingRecord, position: number | null): TrainingJob {
+  const lora = record.output?.lora;
+  return {
+    id: record.id,
+    kind: record.kind,
+    status: record.status,
+    progress: record.progress,
+    queue: { position, eta_s: null },
+    input: record.input,
+    output: lora === undefined ? null : { lora },
+    error: record.error,
     attempts: record.attempts,
     metadata: record.metadata,
     created_at: record.created_at,

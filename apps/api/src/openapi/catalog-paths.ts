@@ -51,14 +51,6 @@ export const catalogPaths: ZodOpenApiPathsObject = {
     json('Both queues', QueueList),
     ['unauthorized', 'queue_unavailable'],
   ),
-  '/v1/trainings': {
-    post: {
-      tags: ['installation'],
-      operationId: 'createTraining',
-      summary: 'Submit a training (not available in this version)',
-      responses: problems('unauthorized', 'training_unavailable'),
-    },
-  },
 };
 
 export const operationPaths: ZodOpenApiPathsObject = {

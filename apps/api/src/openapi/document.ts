@@ -3,6 +3,7 @@ import { catalogPaths, operationPaths } from './catalog-paths.ts';
 import { datasetPaths } from './dataset-paths.ts';
 import { generationPaths } from './generation-paths.ts';
 import { loraPaths } from './lora-paths.ts';
+import { trainingPaths } from './training-paths.ts';
 
 let document: ReturnType<typeof createDocument> | undefined;
 
@@ -23,6 +24,7 @@ export function openApiDocument(): ReturnType<typeof createDocument> {
       { name: 'generations', description: 'Pictures from prompts' },
       { name: 'loras', description: 'Styles: LoRA files with versions' },
       { name: 'datasets', description: 'Pictures with prompts, to train styles on' },
+      { name: 'trainings', description: 'From a dataset to a LoRA' },
       { name: 'installation', description: 'Models, workers and queues' },
       { name: 'operations', description: 'Probes, metrics and this document' },
     ],
@@ -31,7 +33,14 @@ export function openApiDocument(): ReturnType<typeof createDocument> {
     components: {
       securitySchemes: { key: { type: 'http', scheme: 'bearer', description: 'A key of ATELIER_API_KEYS' } },
     },
-    paths: { ...generationPaths, ...loraPaths, ...datasetPaths, ...catalogPaths, ...operationPaths },
+    paths: {
+      ...generationPaths,
+      ...loraPaths,
+      ...datasetPaths,
+      ...trainingPaths,
+      ...catalogPaths,
+      ...operationPaths,
+    },
   });
   return document;
 }

@@ -1,3 +1,4 @@
+import { TrainingInput } from '@atelier/shared';
 import type {
   Dataset,
   DatasetSummary,
@@ -5,6 +6,8 @@ import type {
   GenerationRequest,
   LoraVersionView,
   LoraView,
+  TrainingJob,
+  TrainingRequest,
 } from '@atelier/shared';
 
 const id = 'gen_0199b1a6c1d27a6e8f0b8d8a3f6f0c11';
@@ -132,4 +135,27 @@ export const datasetExample: Dataset = {
       sha256: 'd4735e3a265e16eee03f59718b9b5d03019c07d8b6c51f90da3a666eec13ab35',
     },
   ],
+};
+
+export const trainingRequestExample: Partial<TrainingRequest> = {
+  name: 'ink-wash',
+  dataset: 'dst_0199b1a6c1d27a6e8f0b8d8a3f6f0c11',
+  max_epochs: 100,
+  trigger_word: 'ink wash painting',
+};
+
+export const trainingExample: TrainingJob = {
+  id: 'trn_0199b1a6c1d27a6e8f0b8d8a3f6f0c11',
+  kind: 'training',
+  status: 'queued',
+  progress: { step: 0, steps: 0, fraction: 0, eta_s: null },
+  queue: { position: 0, eta_s: null },
+  input: TrainingInput.parse({ ...trainingRequestExample, model: 'mini', resolution: 128 }),
+  output: null,
+  error: null,
+  attempts: 0,
+  metadata: {},
+  created_at: '2026-11-24T10:00:00.000Z',
+  started_at: null,
+  finished_at: null,
 };

@@ -1,4 +1,4 @@
-import { AtelierError, type QueueList, type WorkerList, listWorkers } from '@atelier/shared';
+import { type QueueList, type WorkerList, listWorkers } from '@atelier/shared';
 import type { IRouter } from 'express';
 import type { ApiDeps } from '../deps.ts';
 import { resource } from '../resource.ts';
@@ -22,15 +22,6 @@ export function catalogRoutes(router: IRouter, { catalog, queues, redis }: ApiDe
         queues.queueCounts('training'),
       ]);
       res.json({ generation: queueView(generation), training: queueView(training) } satisfies QueueList);
-    },
-  });
-
-  resource(router, '/v1/trainings', {
-    post: () => {
-      throw new AtelierError(
-        'training_unavailable',
-        'This version runs generations only: LoRAs cannot be trained yet, and nothing was queued',
-      );
     },
   });
 }

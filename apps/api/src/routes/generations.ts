@@ -1,12 +1,10 @@
-import { AtelierError, GenerationRequest, type GenerationList, type GenerationRecord } from '@atelier/shared';
+import { GenerationRequest, type GenerationList, type GenerationRecord } from '@atelier/shared';
 import type { IRouter, Request, Response } from 'express';
 import { tenantOf } from '../auth.ts';
 import type { ApiDeps } from '../deps.ts';
-import { streamEvents } from '../events.ts';
-import { asGeneration, readGeneration } from '../generation-record.ts';
 import { sendImage } from '../images/send-image.ts';
 import { jsonBody } from '../json-body.ts';
-import { listGenerations } from '../list.ts';
+import { listJobs } from '../list.ts';
 import { logJobId } from '../logging.ts';
 import { originOf } from '../origin.ts';
 import { preferredWait } from '../prefer.ts';
@@ -14,6 +12,7 @@ import { resource } from '../resource.ts';
 import type { Submissions } from '../submission.ts';
 import { validate } from '../validation/validate.ts';
 import { jobView } from '../views.ts';
+import { jobRoutes, loadJob } from './jobs.ts';
 
 export function generationRoutes(router: IRouter, deps: ApiDeps, submissions: Submissions): void {
   const { config, jobs, queues, settings, shutdown, store } = deps;
@@ -21,11 +20,6 @@ export function generationRoutes(router: IRouter, deps: ApiDeps, submissions: Su
   const render = async (req: Request, record: GenerationRecord) => {
     const position = record.status === 'queued' ? await queues.queuePosition(record.id) : null;
     return jobView(record, position, originOf(req, config));
-  };
-  const load = (req: Request, res: Response) => {
-    const id = String(req.params['id']);
-    logJobId(res, id);
-    return readGeneration(jobs, { tenant: tenantOf(), id });
   };
 
   resource(router, '/v1/generations', {
@@ -43,7 +37,7 @@ export function generationRoutes(router: IRouter, deps: ApiDeps, submissions: Su
       },
     ],
     get: async (req, res) => {
-      const page = await listGenerations(jobs, tenantOf(), req.query);
+      const page = await listJobs(jobs, tenantOf(), 'generation', req.query);
       const data = await Promise.all(page.records.map((record) => render(req, record)));
       res.json({ data, next_cursor: page.cursor } satisfies GenerationList);
     },
@@ -62,38 +56,17 @@ export function generationRoutes(router: IRouter, deps: ApiDeps, submissions: Su
     return render(req, record).catch(() => jobView(record, null, originOf(req, config)));
   }
 
-  resource(router, '/v1/generations/:id', {
-    get: async (req, res) => {
-      res.json(await render(req, await load(req, res)));
-    },
-  });
-
-  resource(router, '/v1/generations/:id/cancel', {
-    post: async (req, res) => {
-      const { tenant, id } = await load(req, res);
-      const record = asGeneration((await jobs.requestCancel({ tenant, id })).record, id);
-      if (record.status === 'succeeded' || record.status === 'failed') {
-        throw new AtelierError(
-          'conflict',
-          `Generation ${id} has ${record.status}; only queued and running ones can be canceled`,
-        );
-      }
-      // The queue entry is of no use any more; a worker that takes it all the same reads the record first.
-      if (record.status === 'canceled') await queues.remove({ tenant, id }).catch(() => false);
-      res.status(record.status === 'canceled' ? 200 : 202).json(await render(req, record));
-    },
-  });
-
-  resource(router, '/v1/generations/:id/events', {
-    get: async (req, res) => {
-      const record = await load(req, res);
-      await streamEvents(deps, req, res, record, (current) => render(req, current));
-    },
-  });
+  jobRoutes(router, deps, 'generation', render);
 
   resource(router, '/v1/generations/:id/images/:index', {
     get: async (req, res) => {
-      await sendImage(store, req, res, await load(req, res), String(req.params['index']));
+      await sendImage(
+        store,
+        req,
+        res,
+        await loadJob(deps, 'generation', req, res),
+        String(req.params['index']),
+      );
     },
   });
 }

@@ -1,0 +1,63 @@
+import { buffer } from 'node:stream/consumers';
+import {
+  type TrainingList,
+  TrainingMetrics,
+  type TrainingRecord,
+  TrainingRequest,
+  trainingMetricsKey,
+} from '@atelier/shared';
+import type { IRouter, Request } from 'express';
+import { tenantOf } from '../auth.ts';
+import type { ApiDeps } from '../deps.ts';
+import { jsonBody } from '../json-body.ts';
+import { listJobs } from '../list.ts';
+import { logJobId } from '../logging.ts';
+import { resource } from '../resource.ts';
+import type { Submissions } from '../submission.ts';
+import { validate } from '../validation/validate.ts';
+import { trainingView } from '../views.ts';
+import { jobRoutes, loadJob } from './jobs.ts';
+
+/** Trainings: submit, look at, follow, cancel, and what they measured. */
+export function trainingRoutes(router: IRouter, deps: ApiDeps, submissions: Submissions): void {
+  const { jobs, queues, settings, store } = deps;
+
+  const render = async (_req: Request, record: TrainingRecord) => {
+    const waits = record.status === 'queued';
+    return trainingView(record, waits ? await queues.queuePosition(record.id, 'training') : null);
+  };
+
+  resource(router, '/v1/trainings', {
+    post: [
+      ...jsonBody(settings.maxBodyBytes),
+      async (req, res) => {
+        const request = validate(TrainingRequest, req.body);
+        const record = await submissions.submitTraining(tenantOf(), request);
+        logJobId(res, record.id);
+        res.set('Location', `/v1/trainings/${record.id}`);
+        // The job was accepted: a queue that goes away now may not deny that.
+        res.status(202).json(await render(req, record).catch(() => trainingView(record, null)));
+      },
+    ],
+    get: async (req, res) => {
+      const page = await listJobs(jobs, tenantOf(), 'training', req.query);
+      const data = await Promise.all(page.records.map((record) => render(req, record)));
+      res.json({ data, next_cursor: page.cursor } satisfies TrainingList);
+    },
+  });
+
+  jobRoutes(router, deps, 'training', render);
+
+  resource(router, '/v1/trainings/:id/metrics', {
+    get: async (req, res) => {
+      const record = await loadJob(deps, 'training', req, res);
+      const object = await store.get(trainingMetricsKey(record));
+      // A folder that is away looks empty.
+      if (!object) await store.ping();
+      const metrics = object
+        ? TrainingMetrics.parse(JSON.parse((await buffer(object.body)).toString()))
+        : { steps: [], validation: [], checkpoints: [], skipped: [] };
+      res.json(metrics satisfies TrainingMetrics);
+    },
+  });
+}
