@@ -122,8 +122,7 @@ function checkImage({ path, entry }: Placed, bytes: Buffer, warnings: string[]):
 
 function checkPrompt({ path, entry }: Placed, bytes: Buffer): NewDatasetFile {
   const text = decodeUtf8(bytes);
-  if (text === null || CONTROL.test(text))
-    throw new EntryError('is not text in UTF-8', bytes.length);
+  if (text === null || CONTROL.test(text)) throw new EntryError('is not text in UTF-8', bytes.length);
   if (text.trim() === '') throw new EntryError('is empty', bytes.length);
   return stored({ path, ...digest(bytes) }, 'text/plain', entry);
 }
