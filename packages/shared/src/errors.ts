@@ -19,7 +19,6 @@ export const ERRORS = {
   unknown_lora: { status: 422, title: 'There is no such LoRA', retryable: false },
   lora_invalid: { status: 422, title: 'The file is not a LoRA of this model', retryable: false },
   dataset_invalid: { status: 422, title: 'The dataset cannot be trained on', retryable: false },
-  training_unavailable: { status: 501, title: 'Training is not available in this version', retryable: false },
   queue_unavailable: { status: 503, title: 'The queue cannot be reached', retryable: true },
   store_unavailable: { status: 503, title: 'The object store cannot be reached', retryable: true },
   model_load_failed: { status: 500, title: 'The model could not be loaded', retryable: false },
