@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process';
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { cp, mkdtemp, readFile, rm } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -208,6 +208,29 @@ test('the terminal shows where it is and what it paints; the commands talk to it
   child.kill('SIGTERM');
   const { code, output } = await exited;
   expect({ code, output: output.split('\n').at(-2) }).toEqual({ code: 0, output: 'Stopped.' });
+}, 120_000);
+
+test('a folder of pictures becomes a style by one command, and the command that it names uses it', async () => {
+  const folder = join(scratch, 'Few Inks');
+  for (const stem of ['001', '002', '003', '004']) {
+    for (const file of [`images/${stem}.png`, `prompts/${stem}.txt`])
+      await cp(join(PROJECT, 'examples', 'ink-wash', file), join(folder, file));
+  }
+  const { child, url, exited } = await up(join(scratch, 'train'));
+  const recipe = '--max-epochs 2 --batch-size 2 --gradient-accumulation-steps 1 --resolution 64'.split(' ');
+  const trained = await atelier(['train', folder, '--name', 'ink', ...recipe, '--url', url]).exited;
+  expect(trained).toMatchObject({ code: 0, output: expect.stringContaining('uploaded few-inks as dst_') });
+  expect(trained.output).toMatch(/^trained ink@1 \(4 steps, .*loss 0\.\d+ to 0\.\d+\)$/m);
+  const [, ...command] = /^use it: (atelier generate) "(.+)" (--style) (\S+)$/m.exec(trained.output)!;
+  const [, prompt, ...style] = command;
+  const file = join(scratch, 'styled.png');
+  const request = ['generate', prompt!, ...style, '--steps', '2', '--out', file, '--json', '--url', url];
+  const made = await atelier(request).exited;
+  expect(JSON.parse(made.output)).toMatchObject({ job: { input: { styles: [{ lora: 'ink@1' }] } } });
+  const refused = await atelier(['train', folder, '--name', 'Ink Wash', '--url', url]).exited;
+  expect(refused).toMatchObject({ code: 1, output: expect.stringContaining('(validation_failed)') });
+  child.kill('SIGTERM');
+  expect((await exited).code).toBe(0);
 }, 120_000);
 
 test('a part that dies is named, and takes the others with it', async () => {

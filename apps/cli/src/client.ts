@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { GenerationJob } from '@atelier/shared';
+import type { GenerationJob, TrainingJob } from '@atelier/shared';
 import { CliError } from './errors.ts';
 
 /** Where "atelier up" listens in this environment. */
@@ -94,11 +94,11 @@ export class StudioClient {
    * @throws CliError with the code of a failed job, `job_canceled` for a canceled one; AbortError when
    * `signal` ends the following, which leaves the job alone
    */
-  async follow(
-    submitted: GenerationJob,
-    onChange: (job: GenerationJob) => void = () => {},
+  async follow<J extends GenerationJob | TrainingJob>(
+    submitted: J,
+    onChange: (job: J) => void = () => {},
     signal?: AbortSignal,
-  ): Promise<GenerationJob> {
+  ): Promise<J> {
     let job = submitted;
     let lastAnswer = Date.now();
     for (;;) {
@@ -113,7 +113,7 @@ export class StudioClient {
       }
       await sleep(POLL_MS, undefined, signal ? { signal } : {});
       try {
-        job = await this.get<GenerationJob>(`/v1/generations/${job.id}`);
+        job = await this.get<J>(`/v1/${job.kind}s/${job.id}`);
         lastAnswer = Date.now();
       } catch (error) {
         const passing = error instanceof CliError && PASSING.test(error.code);

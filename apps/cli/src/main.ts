@@ -16,6 +16,7 @@ Examples:
   atelier generate "a red apple" --seed 7      make a picture there and save it here
   atelier generate "a rocket" --local          make it in this process, without a studio
   atelier generate "a fox" --style ink:0.8     with a style of "atelier loras"
+  atelier train ./pictures --name ink          train a style, then use it with --style ink
   atelier demo                                 a contact sheet of what the bundled model can do
 
 In a checkout, "npm run atelier --" stands for "atelier".`,
@@ -141,6 +142,39 @@ datasets
   .addOption(url())
   .addOption(json())
   .action(async (id: string, options) => (await import('./commands/datasets.ts')).removeDataset(id, options));
+
+program
+  .command('train')
+  .description('train a LoRA on a folder with images/ and prompts/, a zip archive of one, or a dataset')
+  .argument('<dataset>', 'the folder or archive, or the id of a dataset of the studio')
+  .requiredOption('--name <name>', 'LoRA that the result becomes a version of')
+  .option('--model <name>', 'one of "atelier models"')
+  .option('--lora-rank <n>', 'rank of the LoRA (default: 4)', number)
+  .option('--lora-alpha <x>', 'its strength: the change is scaled by alpha / rank (default: 8)', number)
+  .addOption(
+    new Option('--targets <which>', 'layers to train (default: attention)').choices(['attention', 'all']),
+  )
+  .option('--learning-rate <x>', 'default: 1e-4', number)
+  .addOption(
+    new Option('--lr-schedule <shape>', 'default: constant').choices(['constant', 'cosine', 'linear']),
+  )
+  .option('--lr-warmup-steps <n>', 'default: 0', number)
+  .option('--batch-size <n>', 'pictures in a batch (default: 4)', number)
+  .option('--gradient-accumulation-steps <n>', 'batches in a step (default: 4)', number)
+  .option('--max-epochs <n>', 'how often each picture is seen (default: 100)', number)
+  .option('--save-every-n-epochs <n>', 'epochs between two versions (default: 10)', number)
+  .option('--resolution <px>', "default: the model's own, at most 768", number)
+  .addOption(
+    new Option('--timestep-sampling <how>', 'default: shift').choices(['shift', 'sigmoid', 'uniform']),
+  )
+  .option('--caption-dropout <x>', 'share of pictures trained without their prompt (default: 0)', number)
+  .option('--trigger-word <words>', 'put in front of prompts that lack it')
+  .option('--validation-every <k>', 'hold every k-th picture back to measure the loss on', number)
+  .option('--seed <n>', 'default: 42', number)
+  .option('--skip-bad', 'train on what is good instead of refusing a dataset with a problem')
+  .addOption(url())
+  .addOption(json())
+  .action(async (dataset: string, options) => (await import('./commands/train.ts')).train(dataset, options));
 
 program
   .command('jobs')

@@ -46,15 +46,28 @@ export async function listDatasets(options: Options): Promise<void> {
 
 /** Uploads a folder with `images/` and `prompts/`, or a zip archive of one. */
 export async function uploadDataset(path: string, options: Options & { name?: string }): Promise<void> {
-  const client = new StudioClient(options.url);
+  const dataset = await sendDataset(new StudioClient(options.url), path, options);
+  if (options.json) return printJson(dataset);
+  printDataset(dataset);
+}
+
+/** Uploads with a bar unless JSON is asked for. @throws CliError `file_missing`, or what the studio answers */
+export async function sendDataset(
+  client: StudioClient,
+  path: string,
+  options: { name?: string; json?: boolean },
+): Promise<Dataset> {
   const { form, size } = await uploadOf(path);
   const folder = basename(resolve(path));
   form.set('name', options.name ?? slug(basename(folder, extname(folder))));
   const bar = options.json ? null : progressBar('uploading', Math.max(size, 1));
-  const dataset = await send(client, form, (sent) =>
+  return send(client, form, (sent) =>
     bar?.update(sent, sent < size ? bytes(sent) : 'the studio checks the files'),
   ).finally(() => bar?.stop());
-  if (options.json) return printJson(dataset);
+}
+
+/** What was uploaded, for people. */
+export function printDataset(dataset: Dataset): void {
   const facts = `${dataset.items} images, ${bytes(dataset.bytes)}`;
   process.stdout.write(`${green('uploaded')} ${dataset.name} as ${dataset.id} ${dim(`(${facts})`)}\n`);
   for (const warning of dataset.warnings) process.stdout.write(`  ${dim('note')} ${warning}\n`);
