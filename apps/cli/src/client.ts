@@ -1,3 +1,4 @@
+import { setDefaultAutoSelectFamilyAttemptTimeout } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { GenerationJob, TrainingJob } from '@atelier/shared';
 import { CliError } from './errors.ts';
@@ -8,6 +9,12 @@ const POLL_MS = 150;
 /** The API may restart while a job waits in the queue; that is no reason to give up on the job. */
 const RECONNECT_MS = 30_000;
 const PASSING = /^(api_unreachable|queue_unavailable|store_unavailable|http_5\d\d)$/;
+
+/**
+ * "localhost" has two addresses, and Node gives each attempt 250 ms before it takes the next one and in the end gives
+ * up: on a machine that is busy making pictures that is too short for a connection to itself.
+ */
+setDefaultAutoSelectFamilyAttemptTimeout(5_000);
 
 interface Problem {
   code?: string;
