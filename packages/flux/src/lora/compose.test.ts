@@ -38,6 +38,16 @@ test('several LoRAs on a module become one of the summed rank, with their weight
   product(composed).forEach((value, i) => expect(value).toBeCloseTo(0.7 * pa[i]! - 0.5 * pb[i]!, 5));
 });
 
+test.each([
+  [5, 3],
+  [3, 5],
+])('a single LoRA from %d to %d channels keeps its rank and takes its weight', (inFeatures, outFeatures) => {
+  const only = delta('m', 2, 0.4, inFeatures, outFeatures);
+  const composed = composeDeltas([{ deltas: asMap(only), weight: -1.5 }]).get('m')!;
+  expect(composed.rank).toBe(2);
+  product(composed).forEach((value, i) => expect(value).toBeCloseTo(-1.5 * product(only)[i]!, 5));
+});
+
 test('a module that only one LoRA has keeps its rank; weight 0 leaves a LoRA out', () => {
   const composed = composeDeltas([
     { deltas: asMap(delta('a', 2, 0.1)), weight: 1 },

@@ -7,7 +7,7 @@ export const NO_DELTAS: Deltas = new Map();
 
 /**
  * Several LoRAs as one: for every module the ranks are laid end to end, so that any number of LoRAs costs one pair
- * of products of the summed rank. Weights are folded into `up`. Exact: up₁down₁w₁ + up₂down₂w₂ = [up₁w₁ up₂w₂][down₁; down₂].
+ * of products of the summed rank. Weights are folded in. Exact: up₁down₁w₁ + up₂down₂w₂ = [up₁w₁ up₂w₂][down₁; down₂].
  */
 export function composeDeltas(parts: readonly { deltas: Deltas; weight: number }[]): Deltas {
   const byModule = new Map<string, { delta: LoraDelta; weight: number }[]>();
@@ -25,8 +25,14 @@ export function composeDeltas(parts: readonly { deltas: Deltas; weight: number }
 function concatRanks(module: string, list: readonly { delta: LoraDelta; weight: number }[]): LoraDelta {
   const [{ delta: first, weight: only }] = list as [{ delta: LoraDelta; weight: number }];
   const { inFeatures, outFeatures } = first;
-  // The usual case, and 57 million values for a LoRA of FLUX.1: `down` need not be copied.
-  if (list.length === 1) return only === 1 ? first : { ...first, up: scaled(first.up, only) };
+  // The usual case, and 65 million values for a LoRA of FLUX.1: the smaller matrix takes the weight, the other is shared.
+  if (list.length === 1) {
+    if (only === 1) return first;
+    const { down, up } = first;
+    return down.length < up.length
+      ? { ...first, down: scaled(down, only) }
+      : { ...first, up: scaled(up, only) };
+  }
   const rank = list.reduce((sum, { delta }) => sum + delta.rank, 0);
   const down = new Float32Array(rank * inFeatures);
   const up = new Float32Array(outFeatures * rank);
