@@ -5,7 +5,7 @@ import { buildVaeDecoder } from './decoder.ts';
 import { buildVaeEncoder } from './encoder.ts';
 
 /** Bounds of the logarithm of the variance, as `DiagonalGaussianDistribution` of diffusers clamps it. */
-export const LOG_VARIANCE = Object.freeze({ min: -30, max: 20 });
+const LOG_VARIANCE = Object.freeze({ min: -30, max: 20 });
 
 /** The autoencoder between images and the transformer's latents. Its encoder is loaded when first used. */
 export class Vae {
@@ -53,13 +53,27 @@ export class Vae {
     sample: Float32Array,
   ): Promise<Float32Array> {
     const { scalingFactor, shiftFactor } = this.spec;
-    const moments = await this.moments(image, height, width);
-    const count = moments.length / 2;
-    return moments.subarray(0, count).map((mean, i) => {
-      const logVariance = Math.min(Math.max(moments[count + i]!, LOG_VARIANCE.min), LOG_VARIANCE.max);
-      const drawn = mean + Math.fround(Math.exp(0.5 * logVariance)) * sample[i]!;
+    const { mean, logVariance } = await this.distribution(image, height, width);
+    return mean.map((center, i) => {
+      const drawn = center + Math.fround(Math.exp(0.5 * logVariance[i]!)) * sample[i]!;
       return (drawn - shiftFactor) * scalingFactor;
     });
+  }
+
+  /** What the encoder says of an image's latents, each [channels, H / scaleFactor, W / scaleFactor]. */
+  async distribution(
+    image: Float32Array,
+    height: number,
+    width: number,
+  ): Promise<{ mean: Float32Array; logVariance: Float32Array }> {
+    const moments = await this.moments(image, height, width);
+    const count = moments.length / 2;
+    return {
+      mean: moments.slice(0, count),
+      logVariance: moments
+        .subarray(count)
+        .map((value) => Math.min(Math.max(value, LOG_VARIANCE.min), LOG_VARIANCE.max)),
+    };
   }
 
   /** Means, then logarithms of variances: [2 * channels, H / scaleFactor, W / scaleFactor]. */
