@@ -1,6 +1,7 @@
 import { UnrecoverableError, WaitingError } from 'bullmq';
 import type { Job } from 'bullmq';
-import { codeLabel, newAttemptToken } from '@atelier/shared';
+import { FluxError } from '@atelier/flux';
+import { codeLabel, newAttemptToken, toJobError } from '@atelier/shared';
 import type {
   Attempt,
   Config,
@@ -12,7 +13,6 @@ import type {
 } from '@atelier/shared';
 import { runAttempt } from './attempt.ts';
 import type { AttemptDeps, Phase, StopReason } from './attempt.ts';
-import { toJobError } from './job-error.ts';
 
 export interface ProcessorDeps extends AttemptDeps {
   config: Pick<Config, 'ATELIER_CANCEL_GRACE_MS'>;
@@ -156,7 +156,7 @@ export class GenerationProcessor {
         }
       }
     }
-    const jobError = toJobError(error);
+    const jobError = toJobError(error, error instanceof FluxError ? error.code : null);
     // The allocator of a process that ran out of memory cannot be trusted with the next job.
     if (jobError.code === 'gpu_out_of_memory') this.#deps.engine.kill();
     const last = job.attemptsMade + 1 >= (job.opts.attempts ?? 1);

@@ -1,6 +1,7 @@
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { codeLabel, newAttemptToken } from '@atelier/shared';
+import { FluxError } from '@atelier/flux';
+import { codeLabel, newAttemptToken, toJobError } from '@atelier/shared';
 import type { Attempt, Config, JobRef, QueuePayload, WorkerMetrics } from '@atelier/shared';
 import { UnrecoverableError, WaitingError } from 'bullmq';
 import type { Job } from 'bullmq';
@@ -8,7 +9,6 @@ import { runAttempt } from './attempt.ts';
 import type { AttemptDeps, StopReason } from './attempt.ts';
 import { Checkpoints } from './checkpoints.ts';
 import type { Engine } from './engine.ts';
-import { toJobError } from './job-error.ts';
 
 export interface ProcessorDeps extends AttemptDeps {
   config: AttemptDeps['config'] & Pick<Config, 'ATELIER_CANCEL_GRACE_MS' | 'ATELIER_SHUTDOWN_GRACE_MS'>;
@@ -114,7 +114,7 @@ export class TrainingProcessor {
         }
       }
     }
-    const jobError = toJobError(error);
+    const jobError = toJobError(error, error instanceof FluxError ? error.code : null);
     const last = job.attemptsMade + 1 >= (job.opts.attempts ?? 1);
     if (jobError.retryable && !last) {
       const { record } = await jobs.retry(attempt);

@@ -11,6 +11,7 @@ export { DatasetStore, type NewDataset, type NewDatasetFile } from './datasets/s
 export * from './errors.ts';
 export * from './health.ts';
 export * from './ids.ts';
+export * from './job-error.ts';
 export { JobStore } from './jobs/job-store.ts';
 export * from './jobs/record.ts';
 export * from './local-redis/index.ts';
