@@ -96,6 +96,7 @@ test('events and metrics of a training, to its end', async () => {
     steps: [{ step: 1, epoch: 1, loss: 0.5, learning_rate: 1e-4, gradient_norm: 1 }],
     validation: [{ epoch: 0, loss: 0.6 }],
     checkpoints: [{ epoch: 1, step: 1, lora: 'ink@1' }],
+    samples: [],
     skipped: [],
   };
   const key = trainingMetricsKey(attempt);

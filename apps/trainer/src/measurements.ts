@@ -6,7 +6,7 @@ import type { TrainEvent } from './engine.ts';
 export class Measurements {
   readonly #store: ObjectStore;
   readonly #ref: JobRef;
-  #metrics: TrainingMetrics = { steps: [], validation: [], checkpoints: [], skipped: [] };
+  #metrics: TrainingMetrics = { steps: [], validation: [], checkpoints: [], samples: [], skipped: [] };
 
   constructor(store: ObjectStore, ref: JobRef) {
     this.#store = store;

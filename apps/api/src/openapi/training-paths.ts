@@ -166,6 +166,7 @@ export const trainingPaths: ZodOpenApiPathsObject = {
           steps: [{ step: 1, epoch: 0, loss: 0.61, learning_rate: 1e-4, gradient_norm: 0.02 }],
           validation: [{ epoch: 0, loss: 0.58 }],
           checkpoints: [{ epoch: 10, step: 30, lora: 'ink-wash@1' }],
+          samples: [],
           skipped: [],
         } satisfies TrainingMetrics),
         ...problems('unauthorized', 'not_found', 'queue_unavailable', 'store_unavailable'),

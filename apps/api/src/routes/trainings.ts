@@ -56,7 +56,7 @@ export function trainingRoutes(router: IRouter, deps: ApiDeps, submissions: Subm
       if (!object) await store.ping();
       const metrics = object
         ? TrainingMetrics.parse(JSON.parse((await buffer(object.body)).toString()))
-        : { steps: [], validation: [], checkpoints: [], skipped: [] };
+        : { steps: [], validation: [], checkpoints: [], samples: [], skipped: [] };
       res.json(metrics satisfies TrainingMetrics);
     },
   });

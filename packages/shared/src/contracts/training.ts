@@ -8,6 +8,7 @@ export const TRAINING_LIMITS = Object.freeze({
   epochs: { min: 1, max: 10_000 },
   batch: { min: 1, max: 64 },
   resolution: { min: 64, max: 2048, multipleOf: 16 },
+  samplePrompts: 8,
 });
 
 /** FLUX.1 learns a style at this resolution; smaller models are trained at their own. */
@@ -53,6 +54,14 @@ const options = {
     .max(1)
     .default(0)
     .meta({ description: 'Share of pictures that are trained without their caption' }),
+  min_snr_gamma: z
+    .number()
+    .gt(0)
+    .max(1000)
+    .optional()
+    .meta({
+      description: 'Min-SNR weighting of the loss (5 is usual); all noise levels weigh the same when absent',
+    }),
   trigger_word: text(128).optional().meta({ description: 'Put in front of captions that lack it' }),
   validation_every: z
     .int()
@@ -60,6 +69,15 @@ const options = {
     .max(10_000)
     .optional()
     .meta({ description: 'Holds every k-th picture back to measure the loss on; none when absent' }),
+  sample_prompts: z
+    .array(text(2000))
+    .max(TRAINING_LIMITS.samplePrompts)
+    .default([])
+    .meta({
+      description:
+        'Pictures drawn from these before the first step and at each checkpoint, the i-th with seed + i; ' +
+        'the trigger word is not added',
+    }),
   seed: z.int().min(0).max(Number.MAX_SAFE_INTEGER).default(42),
   skip_bad: z
     .boolean()
@@ -128,25 +146,62 @@ export const TrainingList = z
   .meta({ id: 'TrainingList' });
 export type TrainingList = z.infer<typeof TrainingList>;
 
-/** What a training measured, as of its latest checkpoint. */
+const drawn = {
+  prompt: z.string(),
+  seed: z.int(),
+  width: z.int(),
+  height: z.int(),
+  sha256: z.string().meta({ description: 'Of the PNG file' }),
+};
+
+/** What a training measured so far. */
 export const TrainingMetrics = z
   .strictObject({
-    steps: z.array(
-      z.strictObject({
-        step: z.int().meta({ description: 'Optimizer step, the first is 1' }),
-        epoch: z.int(),
-        loss: z.number(),
-        learning_rate: z.number(),
-        gradient_norm: z.number(),
-      }),
-    ),
+    steps: z
+      .array(
+        z.strictObject({
+          step: z.int().meta({ description: 'Optimizer step, the first is 1' }),
+          epoch: z.int(),
+          loss: z.number(),
+          learning_rate: z.number(),
+          gradient_norm: z.number(),
+        }),
+      )
+      .meta({ description: 'Without those that were skipped because their gradients overflowed' }),
     validation: z
       .array(z.strictObject({ epoch: z.int(), loss: z.number() }))
       .meta({ description: 'Loss on the pictures held back; epoch 0 is before training' }),
     checkpoints: z.array(z.strictObject({ epoch: z.int(), step: z.int(), lora: z.string() })),
+    samples: z
+      .array(z.strictObject({ epoch: z.int(), step: z.int(), index: z.int(), ...drawn }))
+      .default([])
+      .meta({ description: 'Pictures of `sample_prompts`; step 0 is before training' }),
     skipped: z
       .array(z.strictObject({ file: z.string(), problem: z.string() }))
       .meta({ description: 'Files left out, with `skip_bad`' }),
   })
   .meta({ id: 'TrainingMetrics' });
 export type TrainingMetrics = z.infer<typeof TrainingMetrics>;
+
+/** The checkpoints of a training with what each one draws. */
+export const TrainingCheckpointList = z
+  .strictObject({
+    data: z
+      .array(
+        z.strictObject({
+          epoch: z.int(),
+          step: z.int(),
+          lora: z
+            .string()
+            .nullable()
+            .meta({ description: 'null for step 0, before training', example: 'ink-wash@1' }),
+          validation_loss: z.number().nullable(),
+          samples: z.array(
+            z.strictObject({ ...drawn, url: z.string().meta({ description: 'Path of the PNG file' }) }),
+          ),
+        }),
+      )
+      .meta({ description: 'Oldest first' }),
+  })
+  .meta({ id: 'TrainingCheckpointList' });
+export type TrainingCheckpointList = z.infer<typeof TrainingCheckpointList>;
