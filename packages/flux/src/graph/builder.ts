@@ -75,6 +75,9 @@ type TensorInit = MessageInitShape<typeof TensorProtoSchema>;
 export class GraphBuilder {
   readonly name: string;
   readonly #nodes: NodeInit[] = [];
+  /** Nodes that compute from initializers alone, and the names of all that does not change between runs. */
+  readonly #weightNodes: NodeInit[] = [];
+  readonly #static = new Set<string>();
   readonly #records: NodeRecord[] = [];
   readonly #initializers: TensorInit[] = [];
   readonly #constants = new Map<string, Value>();
@@ -109,6 +112,7 @@ export class GraphBuilder {
     if (known) return known;
     const value: Value = { name: `const_${this.#constants.size}`, type, shape };
     this.#constants.set(key, value);
+    this.#static.add(value.name);
     this.#initializers.push({
       name: value.name,
       dataType: ELEMENT_TYPES[type],
@@ -136,6 +140,7 @@ export class GraphBuilder {
       throw new Error(`external data of ${this.name} lies in two folders: ${this.#folder} and ${folder}`);
     const value: Value = { name, type, shape };
     this.#externals.set(name, value);
+    this.#static.add(name);
     this.#initializers.push({
       name,
       dataType: ELEMENT_TYPES[type],
@@ -175,7 +180,9 @@ export class GraphBuilder {
     const id = this.#counter++;
     const outputs = results.map(({ type, shape }, i) => ({ name: `${opType}_${id}_${i}`, type, shape }));
     this.#records.push({ opType, inputs, outputs, attributes });
-    this.#nodes.push({
+    const isStatic = inputs.every((value) => value === null || this.#static.has(value.name));
+    if (isStatic) for (const { name } of outputs) this.#static.add(name);
+    (isStatic ? this.#weightNodes : this.#nodes).push({
       opType,
       domain,
       name: `${opType}_${id}`,
@@ -206,7 +213,10 @@ export class GraphBuilder {
       ],
       graph: {
         name: this.name,
-        node: this.#nodes,
+        // ONNX Runtime goes from the results backwards and, of a node's operands, first to the one whose node was
+        // added last. A weight that is widened by a node behind its operand's would be widened before everything that
+        // the operand needs: all weights of a model at once. In front, it is widened just before its use.
+        node: [...this.#weightNodes, ...this.#nodes],
         initializer: this.#initializers,
         input: this.#inputs.map(valueInfo),
         output: this.#outputs.map(valueInfo),

@@ -2,9 +2,18 @@ import { InferenceSession, Tensor } from 'onnxruntime-node';
 import type { GraphModel } from '../graph/builder.ts';
 import { FluxError } from '../errors.ts';
 
-export type Feed = { data: Float32Array | BigInt64Array; dims: readonly number[] };
+/** Where graphs run. */
+export type Provider = 'cpu' | 'cuda' | 'webgpu';
+
+/** The element type is that of the array; a Float16Array is float16. */
+export interface Feed {
+  data: Float32Array | Float16Array | BigInt64Array | Int32Array | Uint16Array | Uint8Array;
+  dims: readonly number[];
+}
 
 export interface SessionOptions {
+  /** 'cpu' when absent. */
+  provider?: Provider;
   /** Threads of one operator; ONNX Runtime's own choice (physical cores) when absent. */
   threads?: number;
   /**
@@ -14,7 +23,7 @@ export interface SessionOptions {
   optimization?: 'disabled' | 'basic' | 'all';
 }
 
-/** A graph ready to run on the CPU provider. `run` blocks the thread: nothing that renews a lock may share it. */
+/** A graph ready to run. `run` blocks the thread: nothing that renews a lock may share it. */
 export class GraphSession {
   readonly #session: InferenceSession;
   readonly #name: string;
@@ -25,18 +34,25 @@ export class GraphSession {
   }
 
   static async create(name: string, graph: GraphModel, options: SessionOptions = {}): Promise<GraphSession> {
+    const { provider = 'cpu', threads, optimization = 'disabled' } = options;
     try {
       const session = await InferenceSession.create(graph.bytes, {
-        executionProviders: ['cpu'],
-        graphOptimizationLevel: options.optimization ?? 'disabled',
-        ...(options.threads ? { intraOpNumThreads: options.threads } : {}),
-        extra: graph.folder
-          ? { session: { model_external_initializers_file_folder_path: graph.folder } }
-          : {},
+        executionProviders: [provider],
+        graphOptimizationLevel: optimization,
+        ...(threads ? { intraOpNumThreads: threads } : {}),
+        // A pattern is recorded for one set of sizes, and keeps its block of memory for good.
+        ...(provider === 'cpu' ? {} : { enableMemPattern: false }),
+        extra: {
+          session: {
+            // Weights outside of the arena: it grows in steps of up to 1 GiB, of which they would leave a part unused.
+            use_device_allocator_for_initializers: '1',
+            ...(graph.folder ? { model_external_initializers_file_folder_path: graph.folder } : {}),
+          },
+        },
       });
       return new GraphSession(session, name);
     } catch (cause) {
-      throw new FluxError('engine_failed', `the ${name} graph was refused: ${String(cause)}`, { cause });
+      throw new FluxError(errorCode(cause), `the ${name} graph was refused: ${String(cause)}`, { cause });
     }
   }
 
@@ -46,10 +62,7 @@ export class GraphSession {
     fetches: readonly Name[],
   ): Promise<Record<Name, { data: Float32Array; dims: readonly number[] }>> {
     const tensors = Object.fromEntries(
-      Object.entries(feeds).map(([name, { data, dims }]) => [
-        name,
-        data instanceof Float32Array ? new Tensor('float32', data, dims) : new Tensor('int64', data, dims),
-      ]),
+      Object.entries(feeds).map(([name, { data, dims }]) => [name, new Tensor(data as Float32Array, dims)]),
     );
     try {
       const results = await this.#session.run(tensors, [...fetches]);
@@ -60,12 +73,15 @@ export class GraphSession {
         ]),
       ) as Record<Name, { data: Float32Array; dims: readonly number[] }>;
     } catch (cause) {
-      const code = /alloc|out of memory/i.test(String(cause)) ? 'out_of_memory' : 'engine_failed';
-      throw new FluxError(code, `the ${this.#name} graph failed: ${String(cause)}`, { cause });
+      throw new FluxError(errorCode(cause), `the ${this.#name} graph failed: ${String(cause)}`, { cause });
     }
   }
 
   async release(): Promise<void> {
     await this.#session.release();
   }
+}
+
+function errorCode(cause: unknown): 'out_of_memory' | 'engine_failed' {
+  return /alloc|out of memory/i.test(String(cause)) ? 'out_of_memory' : 'engine_failed';
 }
