@@ -1,4 +1,5 @@
 import {
+  AtelierError,
   DatasetStore,
   type GenerationRecord,
   type GenerationRequest,
@@ -6,6 +7,7 @@ import {
   type JobRef,
   type TrainingRecord,
   type TrainingRequest,
+  isBeingDeleted,
   jobKindOf,
   newJobId,
   resolveInput,
@@ -17,7 +19,7 @@ import { type InitImageFile, parseInitImage } from './images/init-image.ts';
 import { pinStyles } from './loras/pin-styles.ts';
 import { invalid } from './validation/validate.ts';
 
-type Deps = Pick<ApiDeps, 'catalog' | 'jobs' | 'log' | 'loras' | 'queues' | 'store'>;
+type Deps = Pick<ApiDeps, 'catalog' | 'jobs' | 'log' | 'loras' | 'queues' | 'redis' | 'store'>;
 
 const RETRY_MS = 2_000;
 
@@ -58,17 +60,28 @@ export class Submissions {
     });
   }
 
-  /** @throws AtelierError as {@link submit} does; `validation_failed` when there is no such dataset */
+  /**
+   * @throws AtelierError as {@link submit} does; `validation_failed` when there is no such dataset, `conflict` while it
+   * is being deleted
+   */
   async submitTraining(tenant: string, request: TrainingRequest): Promise<TrainingRecord> {
-    const { catalog, jobs, queues, store } = this.#deps;
+    const { catalog, jobs, queues, redis, store } = this.#deps;
     const id = newJobId('training');
     const input = resolveTraining(request, catalog);
-    if (!(await new DatasetStore(store).get(tenant, request.dataset))) {
-      const message = `found ${request.dataset}, which is no dataset; GET /v1/datasets lists them`;
+    const { dataset } = input;
+    const datasets = new DatasetStore(store);
+    const requireDataset = async (): Promise<void> => {
+      if (await datasets.get(tenant, dataset)) return;
+      const message = `found ${dataset}, which is no dataset; GET /v1/datasets lists them`;
       throw invalid([{ field: 'dataset', message }]);
-    }
+    };
+    await requireDataset();
     return this.#accept({ tenant, id }, async () => {
       const record = await jobs.create({ kind: 'training', tenant, id, input, metadata: request.metadata });
+      // A delete that did not see this record yet is under way or done; in this order none is missed.
+      if (await isBeingDeleted(redis, tenant, dataset))
+        throw new AtelierError('conflict', `dataset: ${dataset} is being deleted`);
+      await requireDataset();
       await queues.enqueueTraining(record);
       return asJob(record, 'training', id);
     });

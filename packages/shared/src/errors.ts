@@ -10,6 +10,8 @@ export const ERRORS = {
   method_not_allowed: { status: 405, title: 'The method is not allowed here', retryable: false },
   conflict: { status: 409, title: 'The state of the resource does not allow this', retryable: false },
   lora_in_use: { status: 409, title: 'A job that has not ended uses the LoRA', retryable: true },
+  dataset_in_use: { status: 409, title: 'A training that has not ended uses the dataset', retryable: true },
+  upload_expired: { status: 410, title: 'The time of the upload is over', retryable: false },
   payload_too_large: { status: 413, title: 'The body is too large', retryable: false },
   unsupported_media_type: { status: 415, title: 'The content type is not supported', retryable: false },
   range_not_satisfiable: { status: 416, title: 'The range is outside of the file', retryable: false },

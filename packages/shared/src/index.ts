@@ -6,6 +6,7 @@ export * from './contracts/job.ts';
 export * from './contracts/lora.ts';
 export * from './contracts/resources.ts';
 export * from './contracts/training.ts';
+export { deleteDataset, isBeingDeleted } from './datasets/delete.ts';
 export { datasetFileKey, datasetKey, isDatasetId } from './datasets/names.ts';
 export { DatasetStore, type NewDataset, type NewDatasetFile } from './datasets/store.ts';
 export * from './errors.ts';

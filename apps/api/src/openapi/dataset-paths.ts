@@ -98,10 +98,12 @@ export const datasetPaths: ZodOpenApiPathsObject = {
       tags,
       operationId: 'deleteDataset',
       summary: 'Delete a dataset with all its files',
+      description:
+        'Refused while a training that has not ended uses it; trainings that have ended need it no more.',
       requestParams: { path },
       responses: {
         204: { description: 'It is gone', headers: z.object(commonHeaders) },
-        ...problems('unauthorized', 'not_found', 'store_unavailable'),
+        ...problems('unauthorized', 'not_found', 'dataset_in_use', 'queue_unavailable', 'store_unavailable'),
       },
     },
   },

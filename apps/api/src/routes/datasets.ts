@@ -5,6 +5,7 @@ import {
   DatasetListQuery,
   DatasetStore,
   type DatasetSummary,
+  deleteDataset,
 } from '@atelier/shared';
 import type { IRouter, Request } from 'express';
 import { tenantOf } from '../auth.ts';
@@ -17,7 +18,7 @@ import { validate } from '../validation/validate.ts';
 /** Pictures and prompts to train on: upload, look at, delete. */
 export function datasetRoutes(
   router: IRouter,
-  { log, settings, store }: ApiDeps,
+  { jobs, log, redis, settings, store }: ApiDeps,
   scratch: ScratchFolder,
 ): void {
   const datasets = new DatasetStore(store);
@@ -50,8 +51,7 @@ export function datasetRoutes(
     get: async (req, res) => void res.json(await read(req)),
 
     delete: async (req, res) => {
-      const { id } = await read(req);
-      await datasets.delete(tenantOf(), id);
+      await deleteDataset({ datasets, jobs, redis }, tenantOf(), String(req.params['id']));
       res.status(204).end();
     },
   });

@@ -1,8 +1,8 @@
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Redis } from 'ioredis';
-import { AtelierError } from '../errors.ts';
-import { queueCall } from '../redis.ts';
+import { AtelierError } from './errors.ts';
+import { queueCall } from './redis.ts';
 
 const EXPIRY_MS = 15_000;
 const RENEW_MS = 5_000;
@@ -42,6 +42,6 @@ async function acquire(redis: Redis, key: string, token: string): Promise<void> 
   }
   throw new AtelierError(
     'conflict',
-    `Another change of the same LoRA takes longer than ${PATIENCE_MS / 1_000} s`,
+    `Another change of the same resource takes longer than ${PATIENCE_MS / 1_000} s`,
   );
 }
