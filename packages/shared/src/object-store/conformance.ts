@@ -135,6 +135,28 @@ export function describeObjectStore(
       expect((await fetch(url)).status).toBe(403);
     });
 
+    test('a presigned PUT, where there is one, stores what it was signed for and nothing else', async () => {
+      const body = 'twelve bytes';
+      const options = { seconds: 2, size: body.length, contentType: 'application/zip' };
+      const signed = await store.presignPut?.('in/a@1.zip', options);
+      if (signed === undefined) return;
+      const { url, headers } = signed;
+      const send = async (to: string, text: string, more = {}) =>
+        (await fetch(to, { method: 'PUT', body: text, headers: { ...headers, ...more } })).status;
+      expect(await send(url, `${body}!`)).toBe(403);
+      expect(await send(url, body.slice(1))).toBe(403);
+      expect(await send(url, body, { 'Content-Type': 'text/html' })).toBe(403);
+      expect(await send(url.replace(/a(%40|@)1/, 'b$11'), body)).toBe(403);
+      expect((await store.list('in/')).objects).toEqual([]);
+      expect(await send(url, body)).toBe(200);
+      expect(await store.head('in/a@1.zip')).toMatchObject({ size: 12, contentType: 'application/zip' });
+      expect(await read('in/a@1.zip')).toBe(body);
+      await sleep(3_100);
+      expect(await send(url, body)).toBe(403);
+      const tooLarge = store.presignPut!('in/b', { ...options, size: 5 * 2 ** 30 + 1 });
+      await expect(tooLarge).rejects.toMatchObject({ code: 'payload_too_large' });
+    });
+
     test('a stream that fails leaves what was there, and its own error comes out', async () => {
       await put('kept.txt', 'before');
       const failing = (chunks: number): Readable =>

@@ -15,7 +15,8 @@ import { Readable, Transform } from 'node:stream';
 import { AtelierError } from '../errors.ts';
 import { withBodyErrors } from './body.ts';
 import { checkKey, checkPrefix } from './keys.ts';
-import type { ObjectInfo, ObjectPage, ObjectStore, PutOptions, StoredObject } from './types.ts';
+import { MAX_PRESIGNED_PUT_BYTES } from './types.ts';
+import type { ObjectInfo, ObjectPage, ObjectStore, PresignedPut, PutOptions, StoredObject } from './types.ts';
 
 export interface S3Options {
   bucket: string;
@@ -112,6 +113,30 @@ export class S3Store implements ObjectStore {
       ResponseContentDisposition: `attachment; filename="${options.filename}"`,
     });
     return this.#translating(key, () => getSignedUrl(this.#client, command, { expiresIn: options.seconds }));
+  }
+
+  async presignPut(
+    key: string,
+    { seconds, size, contentType }: { seconds: number; size: number; contentType: string },
+  ): Promise<PresignedPut> {
+    checkKey(key);
+    if (size > MAX_PRESIGNED_PUT_BYTES)
+      throw new AtelierError(
+        'payload_too_large',
+        `size: found ${size}, allowed are at most ${MAX_PRESIGNED_PUT_BYTES} bytes in one PUT to a bucket`,
+      );
+    const command = new PutObjectCommand({
+      Bucket: this.#bucket,
+      Key: key,
+      ContentLength: size,
+      ContentType: contentType,
+    });
+    // The presigner leaves the type out of the signature unless told otherwise; the length is always in it.
+    const signableHeaders = new Set(['host', 'content-length', 'content-type']);
+    const url = await this.#translating(key, () =>
+      getSignedUrl(this.#client, command, { expiresIn: seconds, signableHeaders }),
+    );
+    return { url, headers: { 'Content-Type': contentType } };
   }
 
   async delete(key: string): Promise<void> {

@@ -29,6 +29,15 @@ export interface ObjectPage {
   cursor?: string;
 }
 
+/** What a single PUT of S3 takes. */
+export const MAX_PRESIGNED_PUT_BYTES = 5 * 2 ** 30;
+
+export interface PresignedPut {
+  url: string;
+  /** To be sent as they are; beside them Content-Length, which every client sends by itself, is part of the signature. */
+  headers: Record<string, string>;
+}
+
 /**
  * Where everything durable lives. A key is `/`-separated segments of letters, digits and `._=@+-`, at most 512
  * characters, without empty, `.` or `..` segments. Two implementations keep one promise each, checked by one suite:
@@ -56,6 +65,15 @@ export interface ObjectStore {
    * store has no server of its own.
    */
   presignGet?(key: string, options: { seconds: number; filename: string }): Promise<string>;
+  /**
+   * A request with which anybody can store the object for `seconds`: `size` bytes of `contentType`, no more, no fewer.
+   * Absent where the store has no server of its own.
+   * @throws AtelierError `payload_too_large` above {@link MAX_PRESIGNED_PUT_BYTES}
+   */
+  presignPut?(
+    key: string,
+    options: { seconds: number; size: number; contentType: string },
+  ): Promise<PresignedPut>;
   /** Resolves when the store can be used, for readiness. */
   ping(): Promise<void>;
   close(): Promise<void>;
