@@ -1,10 +1,12 @@
 import { FluxError } from './errors.ts';
 import type { Style } from './lora/types.ts';
+import type { Variant } from './lora/variants.ts';
 import type { FluxModel } from './model.ts';
 import { denoise } from './sampling/denoise.ts';
 import { addNoise, packLatents, PATCH, unpackLatents, type LatentSize } from './sampling/latents.ts';
 import { TorchGenerator } from './sampling/random.ts';
 import { sigmaSchedule, startStep } from './sampling/schedule.ts';
+import type { TextEncoder } from './text/encoder.ts';
 import { fromRgb8, toRgb8 } from './vae/pixels.ts';
 
 export interface EngineRequest {
@@ -22,6 +24,14 @@ export interface EngineRequest {
   styles?: readonly Style[];
   /** Picture to start from: RGB bytes [height, width, 3]; strength in (0, 1], where 1 ignores it. */
   image?: { pixels: Uint8Array; strength: number };
+}
+
+/** What {@link generate} needs of a model. */
+export interface PictureModel extends Pick<
+  FluxModel,
+  'scheduler' | 'vaeSpec' | 'sizeMultiple' | 'decode' | 'encode'
+> {
+  variant(styles: readonly Style[]): Promise<Omit<Variant, 'text'> & { text: Pick<TextEncoder, 'encode'> }>;
 }
 
 export interface EngineTimings {
@@ -54,7 +64,7 @@ export type PipelineEvent =
  * @throws FluxError request_invalid, engine_failed, out_of_memory, and what reading a style's file throws
  */
 export async function* generate(
-  model: FluxModel,
+  model: PictureModel,
   request: EngineRequest,
 ): AsyncGenerator<PipelineEvent, EngineImage> {
   const size = latentSize(model, request);
@@ -104,7 +114,7 @@ export async function* generate(
 
 /** Noise for a run from text; for image-to-image the picture's latents with noise added up to the first sigma. */
 async function startingPoint(
-  model: FluxModel,
+  model: PictureModel,
   request: EngineRequest,
   size: LatentSize,
   sigmas: Float32Array,
@@ -120,7 +130,7 @@ async function startingPoint(
   return { latents: addNoise(image, generator.randn(count), sigmas[first]!), first };
 }
 
-function latentSize(model: FluxModel, request: EngineRequest): LatentSize {
+function latentSize(model: PictureModel, request: EngineRequest): LatentSize {
   const multiple = model.sizeMultiple;
   for (const side of ['width', 'height'] as const) {
     const found = request[side];

@@ -28,7 +28,7 @@ export interface DenoiseStep {
 
 /** Integrates the flow from sigmas[first] to 0 with Euler steps, yielding after each. */
 export async function* denoise(
-  { transformer, deltas }: Variant,
+  { transformer, deltas }: Omit<Variant, 'text'>,
   input: DenoiseInput,
 ): AsyncGenerator<DenoiseStep> {
   const { sigmas, first, latents } = input;

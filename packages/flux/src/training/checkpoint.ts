@@ -3,9 +3,10 @@ import { join } from 'node:path';
 import { openSafetensors, readTensor, writeSafetensors } from '../checkpoint/safetensors.ts';
 import { FluxError } from '../errors.ts';
 import { writeLora } from '../lora/export.ts';
-import type { TrainingOptions, TrainingPosition } from './options.ts';
+import type { TrainingOptions } from './options.ts';
 import { asLora, type TrainedModule, trainedModule } from './parameters.ts';
 import type { TargetModule } from './targets.ts';
+import type { TrainerState } from './trainer.ts';
 
 /** The LoRA of a checkpoint, in PEFT form. */
 export const LORA_FILE = 'lora.safetensors';
@@ -16,8 +17,7 @@ const POSITION = 'position.json';
 const PARTS = ['down', 'up', 'down.first', 'down.second', 'up.first', 'up.second'] as const;
 
 /** What a checkpoint folder is about; compared when a training goes on. */
-export interface CheckpointHeader {
-  position: TrainingPosition;
+export interface CheckpointHeader extends TrainerState {
   options: TrainingOptions;
 }
 
@@ -55,9 +55,10 @@ export async function loadCheckpoint(
   folder: string,
   options: TrainingOptions,
   targets: readonly TargetModule[],
-): Promise<{ position: TrainingPosition; modules: TrainedModule[] }> {
+): Promise<{ state: TrainerState; modules: TrainedModule[] }> {
   const header = JSON.parse(await readFile(join(folder, POSITION), 'utf8')) as CheckpointHeader;
-  if (JSON.stringify(header.options) !== JSON.stringify(options))
+  const { options: before, ...state } = header;
+  if (JSON.stringify(before) !== JSON.stringify(options))
     throw new FluxError('request_invalid', `the checkpoint ${folder} was made with other options`);
   const file = await openSafetensors(join(folder, STATE));
   const read = async (name: string): Promise<Float32Array> => {
@@ -73,7 +74,7 @@ export async function loadCheckpoint(
     for (const part of PARTS.slice(2)) valuesOf(module, part).set(await read(`${target.module}:${part}`));
     modules.push(module);
   }
-  return { position: header.position, modules };
+  return { state, modules };
 }
 
 function valuesOf(module: TrainedModule, part: (typeof PARTS)[number]): Float32Array {

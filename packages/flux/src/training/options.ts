@@ -24,6 +24,10 @@ export interface TrainingOptions {
   /** Gradients are scaled down to this norm; 0 leaves them. */
   maxGradNorm: number;
   adamw: AdamWOptions;
+  /** γ of the Min-SNR weighting of the loss; noise levels weigh the same when absent. */
+  minSnrGamma?: number;
+  /** 'dynamic' for computations in fp16, whose gradients would vanish or overflow; 'none' when absent. */
+  lossScaling?: 'none' | 'dynamic';
   seed: number;
 }
 

@@ -1,21 +1,16 @@
-import { createHash } from 'node:crypto';
-import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { openModel, type ModelFiles, type OpenedModel } from '../checkpoint/model-files.ts';
+import { openModel } from '../checkpoint/model-files.ts';
 import { FluxError } from '../errors.ts';
 import type { LoadOptions } from '../model.ts';
 import { placeModel } from '../runtime/placement.ts';
 import type { SessionOptions } from '../runtime/session.ts';
-import { PATCH } from '../sampling/latents.ts';
-import { TextEncoder } from '../text/encoder.ts';
-import { Vae } from '../vae/vae.ts';
 import { LORA_FILE, loadCheckpoint, saveCheckpoint } from './checkpoint.ts';
-import { modelEncoders } from './data/encoders.ts';
-import { prepareItems, type PreparedDataset } from './data/items.ts';
 import type { DatasetProblem } from './data/problems.ts';
+import { encode } from './encode.ts';
 import { LoraGradients } from './gradients.ts';
-import type { TrainingOptions } from './options.ts';
+import type { TrainingOptions, TrainingPosition } from './options.ts';
 import { initialModules } from './parameters.ts';
+import { type Sample, type SampleRequest, Sampler } from './sampler.ts';
 import { targetModules } from './targets.ts';
 import { type StepReport, Trainer } from './trainer.ts';
 
@@ -34,13 +29,24 @@ export interface TrainRequest {
   /** Every k-th picture is held back, and its loss followed. */
   validationEvery?: number;
   saveEveryEpochs: number;
+  /** Pictures of the resolution's square, drawn before the first step and at each of these checkpoints. */
+  samples?: SampleRequest;
   /** Folder of a checkpoint to go on from. */
   resumeFrom?: string;
 }
 
 export type TrainEvent =
   | { type: 'preparing'; phase: 'check' | 'images' | 'captions'; done: number; total: number }
-  | { type: 'ready'; pictures: number; validation: number; steps: number; skipped: DatasetProblem[] }
+  | {
+      type: 'ready';
+      pictures: number;
+      validation: number;
+      steps: number;
+      /** What a checkpoint brought: finished optimizer steps and epochs. */
+      step: number;
+      epoch: number;
+      skipped: DatasetProblem[];
+    }
   | {
       type: 'step';
       step: number;
@@ -48,12 +54,18 @@ export type TrainEvent =
       epoch: number;
       loss: number;
       learningRate: number;
+      /** Not finite in a step that was skipped. */
       gradientNorm: number;
+      /** The gradients overflowed under the loss scale, which was halved; the LoRA did not change. */
+      skipped: boolean;
       ms: number;
     }
   /** Loss of the held-back pictures at fixed noise; epoch 0 is before the first step. */
   | { type: 'validation'; epoch: number; loss: number }
-  | { type: 'checkpoint'; epoch: number; step: number; folder: string };
+  /** Comes again for the checkpoint that a training goes on from, as whoever stopped may not have got to it. */
+  | { type: 'checkpoint'; epoch: number; step: number; folder: string }
+  /** A picture of the LoRA of the checkpoint at `step`; that of the base model at step 0. */
+  | ({ type: 'sample'; epoch: number; step: number } & Sample);
 
 export interface TrainResult {
   /** The last checkpoint, and the LoRA in it. */
@@ -68,7 +80,7 @@ export interface TrainResult {
 /**
  * Trains a LoRA on a folder of pictures and captions: checks and encodes the dataset, then runs the recipe. When
  * `signal` aborts, a checkpoint is written at the next step's end and the training rejects with `canceled`, whose
- * details name the checkpoint.
+ * details name the checkpoint. A checkpoint comes before its samples and validation: they can be made again from it.
  * @throws FluxError dataset_invalid, canceled, request_invalid, and what loading the model throws
  */
 export async function train(
@@ -90,32 +102,52 @@ export async function train(
   const { modules } = from;
   const gradients = await LoraGradients.load(opened.transformer.spec, placed.transformer, modules, session);
   const parts = { ...data, gradients, modules, scheduler: opened.scheduler, vae: opened.vae.spec };
-  const trainer = new Trainer(parts, options, 'position' in from ? from.position : undefined);
+  const trainer = new Trainer(parts, options, 'state' in from ? from.state : undefined);
+  const sampler = new Sampler({ opened, placed, session, prompts: data.prompts });
   onEvent({
     type: 'ready',
     pictures: data.items.length,
     validation: data.validation.length,
     steps: trainer.steps,
+    step: trainer.position.step,
+    epoch: trainer.position.epoch,
     skipped: data.skipped,
   });
 
-  const validate = async (): Promise<number | null> => {
-    if (data.validation.length === 0) return null;
-    const loss = await trainer.validate(data.validation);
-    onEvent({ type: 'validation', epoch: trainer.position.epoch, loss });
-    return loss;
+  let folder = request.resumeFrom ?? null;
+  let validationLoss: number | null = null;
+  let last: StepReport | null = null;
+  const save = async (): Promise<void> => {
+    folder = join(request.outputDir, `step-${String(trainer.position.step).padStart(6, '0')}`);
+    await saveCheckpoint(folder, { ...trainer.state, options }, modules);
   };
-  const save = async (): Promise<string> => {
+  const announce = (): void => {
     const { epoch, step } = trainer.position;
-    const folder = join(request.outputDir, `step-${String(step).padStart(6, '0')}`);
-    await saveCheckpoint(folder, { position: trainer.position, options }, modules);
-    onEvent({ type: 'checkpoint', epoch, step, folder });
-    return folder;
+    if (folder) onEvent({ type: 'checkpoint', epoch, step, folder });
+  };
+  const canceled = (): FluxError => {
+    const message = `canceled after ${trainer.position.step} of ${trainer.steps} steps`;
+    return new FluxError('canceled', message, { details: folder ? { checkpoint: folder } : {} });
+  };
+  const isPlanned = ({ epoch, stepInEpoch }: TrainingPosition): boolean =>
+    stepInEpoch === 0 && (epoch % request.saveEveryEpochs === 0 || trainer.isDone);
+  /** What is shown of the LoRA at a planned checkpoint, or of the base model. */
+  const show = async (): Promise<void> => {
+    announce();
+    const { epoch, step } = trainer.position;
+    const { samples, resolution } = request;
+    if (samples)
+      for await (const sample of sampler.draw(samples, resolution, folder && join(folder, LORA_FILE))) {
+        if (sample) onEvent({ type: 'sample', epoch, step, ...sample });
+        await new Promise(setImmediate);
+        if (signal?.aborted) throw canceled();
+      }
+    if (data.validation.length === 0) return;
+    validationLoss = await trainer.validate(data.validation);
+    onEvent({ type: 'validation', epoch, loss: validationLoss });
   };
   try {
-    let validationLoss = await validate();
-    let last: StepReport | null = null;
-    let folder = request.resumeFrom ?? '';
+    if (isPlanned(trainer.position)) await show();
     while (!trainer.isDone) {
       const started = performance.now();
       last = await trainer.step();
@@ -125,20 +157,17 @@ export async function train(
       // Lets the thread read its messages; a step may have blocked it for seconds.
       await new Promise(setImmediate);
       if (signal?.aborted) {
-        const checkpoint = await save();
-        throw new FluxError('canceled', `canceled after ${step} of ${report.steps} steps`, {
-          details: { checkpoint },
-        });
+        await save();
+        announce();
+        throw canceled();
       }
-      const endsEpoch = position.stepInEpoch === 0;
-      if (endsEpoch && (epoch % request.saveEveryEpochs === 0 || trainer.isDone)) {
-        folder = await save();
-        validationLoss = await validate();
-      }
+      if (!isPlanned(position)) continue;
+      await save();
+      await show();
     }
     return {
-      folder,
-      loraFile: join(folder, LORA_FILE),
+      folder: folder!,
+      loraFile: join(folder!, LORA_FILE),
       steps: trainer.steps,
       loss: last?.loss ?? NaN,
       validationLoss,
@@ -146,55 +175,4 @@ export async function train(
   } finally {
     await gradients.release();
   }
-}
-
-/** The dataset as latents and embeddings; the encoders are gone when it returns. */
-async function encode(
-  request: TrainRequest,
-  opened: OpenedModel,
-  placed: Awaited<ReturnType<typeof placeModel>>,
-  session: SessionOptions,
-  onEvent: (event: TrainEvent) => void,
-  signal?: AbortSignal,
-): Promise<PreparedDataset> {
-  const { model, resolution, squareCrop, triggerWord, skipBad, validationEvery } = request;
-  const { files, maxSequenceLength } = model;
-  const text = await TextEncoder.load(
-    {
-      clip: { spec: opened.clip.spec, locator: placed.clip, tokenizer: files.tokenizer },
-      t5: { spec: opened.t5.spec, locator: placed.t5, tokenizer: files.tokenizer2 },
-      maxSequenceLength,
-    },
-    session,
-  );
-  const vae = await Vae.load(opened.vae.spec, placed.vae, session);
-  try {
-    return await prepareItems(request.dataset, {
-      resolution,
-      multiple: opened.vae.spec.scaleFactor * PATCH,
-      cacheDir: join(model.cacheDir, 'training'),
-      modelKey: await modelKey(files, maxSequenceLength),
-      encoders: modelEncoders(vae, text),
-      onProgress: (progress) => onEvent({ type: 'preparing', ...progress }),
-      ...(squareCrop === undefined ? {} : { squareCrop }),
-      ...(triggerWord === undefined ? {} : { triggerWord }),
-      ...(skipBad === undefined ? {} : { skipBad }),
-      ...(validationEvery === undefined ? {} : { validationEvery }),
-      ...(signal ? { signal } : {}),
-    });
-  } finally {
-    await text.release();
-    await vae.release();
-  }
-}
-
-/** Tells apart what encodings depend on: the files of the encoders by path, size and time, and T5's length. */
-async function modelKey(files: ModelFiles, maxSequenceLength: number): Promise<string> {
-  const parts = [files.vae, files.textEncoder, files.textEncoder2, files.tokenizer, files.tokenizer2];
-  const seen = await Promise.all(
-    parts.map(async (path) => [path, (await stat(path)).size, (await stat(path)).mtimeMs]),
-  );
-  return createHash('sha256')
-    .update(JSON.stringify([seen, maxSequenceLength, 'cpu']))
-    .digest('hex');
 }

@@ -5,10 +5,14 @@ import { openTiny } from '../../../../test/golden/support.ts';
 import { TorchGenerator } from '../sampling/random.ts';
 import { loadCheckpoint, saveCheckpoint } from './checkpoint.ts';
 import { LoraGradients } from './gradients.ts';
-import { TRAINING_DEFAULTS, type TrainingOptions, type TrainingPosition } from './options.ts';
+import type { LossScale } from './loss-scale.ts';
+import { minSnrWeight } from './loss-weight.ts';
+import { TRAINING_DEFAULTS, type TrainingOptions } from './options.ts';
 import { initialModules, type TrainedModule } from './parameters.ts';
+import { shuffled, stream } from './streams.ts';
 import { targetModules } from './targets.ts';
-import { Trainer, type TrainingItem } from './trainer.ts';
+import { sampleSigma } from './timesteps.ts';
+import { Trainer, type TrainerState, type TrainingItem } from './trainer.ts';
 
 const OPTIONS: TrainingOptions = {
   ...TRAINING_DEFAULTS,
@@ -27,13 +31,14 @@ beforeAll(async () => {
 });
 afterAll(() => rm(dir, { recursive: true }));
 
-async function setUp(options: TrainingOptions, from?: string) {
+async function setUp(options: TrainingOptions, from?: string, lossScale?: LossScale) {
   const { opened, locator, maxSequenceLength } = await openTiny('tiny-dev');
   const { spec } = opened.transformer;
   const targets = targetModules({ transformer: spec, clip: opened.clip.spec }, options.targets);
-  let position: TrainingPosition | undefined;
+  let state: TrainerState | undefined;
   let modules: TrainedModule[] = initialModules(targets, options.loraRank, options.loraAlpha, options.seed);
-  if (from) ({ position, modules } = await loadCheckpoint(from, options, targets));
+  if (from) ({ state, modules } = await loadCheckpoint(from, options, targets));
+  if (lossScale) state = { position: { step: 0, epoch: 0, stepInEpoch: 0 }, lossScale };
   const generator = new TorchGenerator(7);
   const encoded = () => ({
     text: generator.randn(maxSequenceLength * spec.jointDim),
@@ -65,7 +70,7 @@ async function setUp(options: TrainingOptions, from?: string) {
     scheduler: opened.scheduler,
     vae: opened.vae.spec,
   };
-  return { trainer: new Trainer(parts, options, position), modules, items, gradients };
+  return { trainer: new Trainer(parts, options, state), modules, items, gradients };
 }
 
 const bits = (modules: readonly TrainedModule[]): string[] =>
@@ -81,7 +86,7 @@ test('a training that goes on from a checkpoint, in the middle of an epoch, ends
   const first = await setUp(OPTIONS);
   for (let i = 0; i < 4; i++) await first.trainer.step();
   const folder = join(dir, 'checkpoint');
-  await saveCheckpoint(folder, { position: first.trainer.position, options: OPTIONS }, first.modules);
+  await saveCheckpoint(folder, { ...first.trainer.state, options: OPTIONS }, first.modules);
   const second = await setUp(OPTIONS, folder);
   expect(second.trainer.position).toEqual({ step: 4, epoch: 1, stepInEpoch: 1 });
   while (!second.trainer.isDone) await second.trainer.step();
@@ -109,4 +114,79 @@ test('training lowers the loss of what it is trained on, and the loss at fixed n
   while (!trainer.isDone) await trainer.step();
   expect(await trainer.validate(items)).toBeLessThan(before * 0.9);
   await gradients.release();
+});
+
+test('Min-SNR scales the gradients of a picture by its weight', async () => {
+  const options: TrainingOptions = { ...OPTIONS, batchSize: 1, maxGradNorm: 0 };
+  const plain = await setUp(options);
+  const weighted = await setUp({ ...options, minSnrGamma: 5 });
+  const [before, after] = [await plain.trainer.step(), await weighted.trainer.step()];
+  const { opened } = await openTiny('tiny-dev');
+  const tokens = (index: number): number => {
+    const { height, width } = plain.items[index]!.latent;
+    return (height * width) / 4;
+  };
+  const [first] = shuffled(plain.items.length, stream(options.seed, 'order', 0));
+  const sigma = sampleSigma(
+    stream(options.seed, 'sample', 0, 0),
+    options.timestepSampling,
+    opened.scheduler,
+    tokens(first!),
+  );
+  const weight = minSnrWeight(sigma, 5);
+  expect(weight).toBeGreaterThan(0.01);
+  expect(after.loss).toBeCloseTo(before.loss * weight, 6);
+  expect(after.gradientNorm / before.gradientNorm).toBeCloseTo(weight, 5);
+  const [gradient, scaled] = [plain, weighted].map(({ modules }) => modules[3]!.upGradient);
+  const largest = gradient!.reduce(
+    (best, value, i) => (Math.abs(value) > Math.abs(gradient![best]!) ? i : best),
+    0,
+  );
+  expect(scaled![largest]! / gradient![largest]!).toBeCloseTo(weight, 4);
+  for (const { gradients } of [plain, weighted]) await gradients.release();
+});
+
+test('a loss scale that overflows is halved until it fits; the training then is the one without, later', async () => {
+  const options: TrainingOptions = { ...OPTIONS, lossScaling: 'dynamic', captionDropout: 0, maxEpochs: 40 };
+  const scale = 2 ** 140;
+  const run = await setUp(options, undefined, { scale, goodSteps: 3, skipped: 0 });
+  const initial = bits(run.modules);
+  let skipped = 0;
+  let report = await run.trainer.step();
+  for (; report.skipped; report = await run.trainer.step()) {
+    skipped++;
+    expect(report.gradientNorm).not.toBeLessThan(Infinity);
+    expect(report.loss).toBeGreaterThan(0);
+    expect(bits(run.modules)).toEqual(initial);
+    expect(run.trainer.state.lossScale).toEqual({ scale: scale / 2 ** skipped, goodSteps: 0, skipped });
+  }
+  expect(skipped).toBeGreaterThan(5);
+  expect(report.gradientNorm).toBeGreaterThan(0);
+  expect(run.trainer.state).toMatchObject({
+    position: { step: skipped + 1 },
+    lossScale: { scale: scale / 2 ** skipped, goodSteps: 1, skipped },
+  });
+
+  const folder = join(dir, 'scaled');
+  await saveCheckpoint(folder, { ...run.trainer.state, options }, run.modules);
+  const resumed = await setUp(options, folder);
+  expect(resumed.trainer.state).toEqual(run.trainer.state);
+  for (let i = 0; i < 3; i++) {
+    await run.trainer.step();
+    await resumed.trainer.step();
+  }
+  expect(bits(resumed.modules)).toEqual(bits(run.modules));
+  expect(bits(run.modules)).not.toEqual(initial);
+  for (const { gradients } of [run, resumed]) await gradients.release();
+});
+
+test('a loss scale that fits changes nothing, as it is a power of two', async () => {
+  const [plain, scaled] = [await setUp(OPTIONS), await setUp({ ...OPTIONS, lossScaling: 'dynamic' })];
+  while (!plain.trainer.isDone) {
+    const report = await plain.trainer.step();
+    expect(await scaled.trainer.step()).toEqual(report);
+  }
+  expect(bits(scaled.modules)).toEqual(bits(plain.modules));
+  expect(scaled.trainer.state.lossScale).toEqual({ scale: 2 ** 16, goodSteps: 9, skipped: 0 });
+  for (const { gradients } of [plain, scaled]) await gradients.release();
 });

@@ -1,8 +1,11 @@
 import type { SchedulerSpec, VaeSpec } from '../checkpoint/spec.ts';
+import { FluxError } from '../errors.ts';
 import { addNoise, packLatents, PATCH } from '../sampling/latents.ts';
 import { adamwStep, clipGradients } from './adamw.ts';
 import type { LoraGradients, TrainingSample } from './gradients.ts';
 import { learningRateFactor } from './learning-rate.ts';
+import { INITIAL_LOSS_SCALE, type LossScale, nextLossScale } from './loss-scale.ts';
+import { minSnrWeight } from './loss-weight.ts';
 import { stepsPerEpoch, type TrainingOptions, type TrainingPosition } from './options.ts';
 import type { TrainedModule } from './parameters.ts';
 import { shuffled, stream } from './streams.ts';
@@ -22,11 +25,20 @@ export interface StepReport {
   /** Position after the step. */
   position: TrainingPosition;
   steps: number;
-  /** Mean over the pictures of the step. */
+  /** Mean over the pictures of the step, weighted when the options say so. */
   loss: number;
   learningRate: number;
-  /** Norm of all gradients before clipping. */
+  /** Norm of all gradients before clipping; not finite in a step that was skipped. */
   gradientNorm: number;
+  /** The gradients overflowed under the loss scale: the parameters stay as they were. */
+  skipped: boolean;
+}
+
+/** What a training goes on from beside its parameters. */
+export interface TrainerState {
+  position: TrainingPosition;
+  /** With dynamic loss scaling only. */
+  lossScale?: LossScale;
 }
 
 export interface TrainerParts {
@@ -51,15 +63,21 @@ export class Trainer {
   readonly #parts: TrainerParts;
   readonly #options: TrainingOptions;
   #position: TrainingPosition;
+  #lossScale: LossScale | undefined;
 
   constructor(
     parts: TrainerParts,
     options: TrainingOptions,
-    position: TrainingPosition = { step: 0, epoch: 0, stepInEpoch: 0 },
+    from: TrainerState = { position: { step: 0, epoch: 0, stepInEpoch: 0 } },
   ) {
     this.#parts = parts;
     this.#options = options;
-    this.#position = position;
+    this.#position = from.position;
+    if (options.lossScaling === 'dynamic') this.#lossScale = from.lossScale ?? INITIAL_LOSS_SCALE;
+  }
+
+  get state(): TrainerState {
+    return { position: this.#position, ...(this.#lossScale && { lossScale: this.#lossScale }) };
   }
 
   get position(): TrainingPosition {
@@ -74,39 +92,70 @@ export class Trainer {
     return this.#position.step >= this.steps;
   }
 
-  /** One optimizer step. */
+  /**
+   * One optimizer step.
+   * @throws FluxError request_invalid when the gradients are not finite and no loss scale is the reason
+   */
   async step(): Promise<StepReport> {
-    const { gradients, modules, items } = this.#parts;
+    const { items } = this.#parts;
     const options = this.#options;
     const { step, epoch, stepInEpoch } = this.#position;
     const order = shuffled(items.length, stream(options.seed, 'order', epoch));
     const perStep = options.batchSize * options.gradientAccumulationSteps;
     const chosen = order.slice(stepInEpoch * perStep, (stepInEpoch + 1) * perStep);
 
-    for (const { downGradient, upGradient } of modules) {
-      downGradient.fill(0);
-      upGradient.fill(0);
-    }
-    let loss = 0;
-    for (const [i, index] of chosen.entries()) {
-      const sample = this.#sample(items[index]!, step, i);
-      loss += (await gradients.loss(sample, 1 / chosen.length)) / chosen.length;
-    }
-    const all = modules.flatMap(({ downGradient, upGradient }) => [downGradient, upGradient]);
-    const gradientNorm = clipGradients(all, options.maxGradNorm > 0 ? options.maxGradNorm : Infinity);
-    const factor = learningRateFactor(options.lrSchedule, step, options.lrWarmupSteps, this.steps);
-    const learningRate = options.learningRate * factor;
-    for (const { down, up, downGradient, upGradient, moments } of modules) {
-      adamwStep(down, downGradient, moments.down, step + 1, learningRate, options.adamw);
-      adamwStep(up, upGradient, moments.up, step + 1, learningRate, options.adamw);
-    }
+    const loss = await this.#accumulate(chosen.map((index) => items[index]!));
+    const { skipped, gradientNorm, learningRate } = this.#update(loss);
     const isLast = stepInEpoch + 1 === stepsPerEpoch(items.length, options);
     this.#position = {
       step: step + 1,
       epoch: isLast ? epoch + 1 : epoch,
       stepInEpoch: isLast ? 0 : stepInEpoch + 1,
     };
-    return { position: this.#position, steps: this.steps, loss, learningRate, gradientNorm };
+    return { position: this.#position, steps: this.steps, loss, learningRate, gradientNorm, skipped };
+  }
+
+  /** The gradients of the mean loss of `chosen`, times the loss scale. @returns that loss, without the scale */
+  async #accumulate(chosen: readonly TrainingItem[]): Promise<number> {
+    const { gradients, modules } = this.#parts;
+    const { minSnrGamma } = this.#options;
+    for (const { downGradient, upGradient } of modules) {
+      downGradient.fill(0);
+      upGradient.fill(0);
+    }
+    let loss = 0;
+    for (const [i, item] of chosen.entries()) {
+      const sample = this.#sample(item, this.#position.step, i);
+      const factor = minSnrGamma === undefined ? 1 : minSnrWeight(sample.sigma, minSnrGamma);
+      const weight = factor / chosen.length;
+      loss += (await gradients.loss(sample, weight * (this.#lossScale?.scale ?? 1))) * weight;
+    }
+    return loss;
+  }
+
+  /** Clips the gradients and lets the optimizer use them, unless they overflowed. */
+  #update(loss: number): Pick<StepReport, 'learningRate' | 'gradientNorm' | 'skipped'> {
+    const { modules } = this.#parts;
+    const { lrSchedule, lrWarmupSteps, maxGradNorm, adamw, ...options } = this.#options;
+    const { step } = this.#position;
+    const all = modules.flatMap(({ downGradient, upGradient }) => [downGradient, upGradient]);
+    const before = this.#lossScale;
+    if (before) for (const gradient of all) scaleBy(gradient, 1 / before.scale);
+    const gradientNorm = clipGradients(all, maxGradNorm > 0 ? maxGradNorm : Infinity);
+    const learningRate =
+      options.learningRate * learningRateFactor(lrSchedule, step, lrWarmupSteps, this.steps);
+    const skipped = !Number.isFinite(gradientNorm);
+    if (before) this.#lossScale = nextLossScale(before, skipped);
+    else if (skipped) throw diverged(step + 1, loss, options.learningRate);
+    if (!skipped) {
+      // Skipped steps do not count in the bias correction of the moments, which have not seen them.
+      const updates = step + 1 - (before?.skipped ?? 0);
+      for (const { down, up, downGradient, upGradient, moments } of modules) {
+        adamwStep(down, downGradient, moments.down, updates, learningRate, adamw);
+        adamwStep(up, upGradient, moments.up, updates, learningRate, adamw);
+      }
+    }
+    return { learningRate, gradientNorm, skipped };
   }
 
   /** Mean loss of `items` at fixed noise levels with fixed noise: comparable between epochs and runs. */
@@ -154,4 +203,18 @@ export class Trainer {
       grid: { height: item.latent.height / PATCH, width: item.latent.width / PATCH },
     };
   }
+}
+
+function scaleBy(values: Float32Array, factor: number): void {
+  for (let i = 0; i < values.length; i++) values[i]! *= factor;
+}
+
+/** Every attempt would end here again, so it is the request that has to change. */
+function diverged(step: number, loss: number, learningRate: number): FluxError {
+  return new FluxError(
+    'request_invalid',
+    `the training diverged: the gradients of step ${step} are not finite (loss ${loss}); ` +
+      `a learning rate below ${learningRate} may help`,
+    { details: { step, loss } },
+  );
 }
