@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { TRAINING_DEFAULTS, type TrainingOptions } from '@atelier/flux';
 import { readLora } from '@atelier/flux/lora';
-import { ProgressReporter, formatPin, whileStoreIsAway } from '@atelier/shared';
+import { ProgressReporter, TrainingInput, formatPin, whileStoreIsAway } from '@atelier/shared';
 import type {
   Attempt,
   Catalog,
@@ -14,13 +14,13 @@ import type {
   Logger,
   LoraRegistry,
   ObjectStore,
-  TrainingInput,
   TrainingRecord,
 } from '@atelier/shared';
 import { Checkpoints } from './checkpoints.ts';
 import { fetchDataset } from './dataset.ts';
 import type { Engine, TrainEvent, TrainRequest, TrainResult } from './engine.ts';
 import { Measurements } from './measurements.ts';
+import { type SampleEvent, saveSample } from './samples.ts';
 
 /** Why a running attempt is told to stop. */
 export type StopReason = 'cancel' | 'give_back' | 'superseded';
@@ -35,6 +35,9 @@ export interface AttemptDeps {
 }
 
 type CheckpointEvent = TrainEvent & { type: 'checkpoint' };
+
+/** What clients see of a running training is at most this old. */
+const METRICS_EVERY_MS = 2_000;
 
 const LORA_FILE = 'lora.safetensors';
 
@@ -73,8 +76,6 @@ export async function runAttempt(
     return lora;
   };
   const onCheckpoint = async ({ epoch, step, folder: saved }: CheckpointEvent): Promise<void> => {
-    if ((await jobs.get(attempt))?.attempt !== attempt.token)
-      return stop.abort('superseded' satisfies StopReason);
     if (!stop.signal.aborted) {
       const lora = await publish(join(saved, LORA_FILE));
       published.set(saved, lora);
@@ -83,16 +84,31 @@ export async function runAttempt(
     await patiently(() => checkpoints.save(saved));
     await patiently(() => measured.save());
   };
+  const onSample = async (event: SampleEvent): Promise<void> => {
+    measured.addSample(await patiently(() => saveSample(store, attempt, event)));
+    await patiently(() => measured.save());
+  };
+  const unlessSuperseded = async (work: () => Promise<void>): Promise<void> => {
+    if ((await jobs.get(attempt))?.attempt === attempt.token) await work();
+    else stop.abort('superseded' satisfies StopReason);
+  };
+  /** Writes one after the other; none once another attempt has taken over. */
+  const write = (what: string, work: () => Promise<void>): void => {
+    saving = saving.then(() => unlessSuperseded(work));
+    // It is awaited when the engine is done; until then nobody listens.
+    saving.catch((err: unknown) => log.error({ err }, `${what} could not be stored`));
+  };
+  const writeMeasured = (): void =>
+    write('what was measured', async () => {
+      if (measured.isUnsaved) await patiently(() => measured.save());
+    });
 
   let firstStep: { at: number; step: number } | null = null;
   const onEvent = (event: TrainEvent): void => {
     measured.add(event);
     if (event.type === 'preparing') progress.report(record.progress);
-    if (event.type === 'checkpoint') {
-      saving = saving.then(() => onCheckpoint(event));
-      // It is awaited when the engine is done; until then nobody listens.
-      saving.catch((err: unknown) => log.error({ err }, 'a checkpoint could not be stored'));
-    }
+    if (event.type === 'checkpoint') write('a checkpoint', () => onCheckpoint(event));
+    if (event.type === 'sample') write('a sample', () => onSample(event));
     if (event.type !== 'step') return;
     const { step, steps } = event;
     const now = performance.now();
@@ -115,15 +131,17 @@ export async function runAttempt(
     if (resumeFrom) log.info('going on from a checkpoint');
     stop.signal.throwIfAborted();
     const request = trainRequest(deps, record.input, dataset, outputDir, resumeFrom);
+    const timer = setInterval(() => measured.isUnsaved && writeMeasured(), METRICS_EVERY_MS);
     let result: TrainResult;
     try {
       result = await engine.train(request, { onEvent, signal: stop.signal });
     } finally {
+      clearInterval(timer);
+      writeMeasured();
       await saving;
     }
     stop.signal.throwIfAborted();
     const lora = published.get(result.folder) ?? (await publish(result.loraFile));
-    await patiently(() => measured.save());
     await addTriggerWord(deps, record);
     return lora;
   } finally {
@@ -133,12 +151,16 @@ export async function runAttempt(
 
 function trainRequest(
   { catalog, config }: AttemptDeps,
-  input: TrainingInput,
+  stored: TrainingInput,
   dataset: string,
   outputDir: string,
   resumeFrom: string | null,
 ): TrainRequest {
+  // A record from before a field was added gets its default.
+  const input = TrainingInput.parse(stored);
   const model = catalog.get(input.model);
+  const { steps, guidance } = model.defaults;
+  const prompts = input.sample_prompts;
   const threads = config.ATELIER_ENGINE_THREADS;
   return {
     model: {
@@ -155,6 +177,7 @@ function trainRequest(
     resolution: input.resolution,
     skipBad: input.skip_bad,
     saveEveryEpochs: input.save_every_n_epochs,
+    ...(prompts.length === 0 ? {} : { samples: { prompts, seed: input.seed, steps, guidance } }),
     ...(input.trigger_word === undefined ? {} : { triggerWord: input.trigger_word }),
     ...(input.validation_every === undefined ? {} : { validationEvery: input.validation_every }),
     ...(resumeFrom === null ? {} : { resumeFrom }),
@@ -175,6 +198,7 @@ function trainingOptions(input: TrainingInput): TrainingOptions {
     maxEpochs: input.max_epochs,
     timestepSampling: input.timestep_sampling,
     captionDropout: input.caption_dropout,
+    ...(input.min_snr_gamma === undefined ? {} : { minSnrGamma: input.min_snr_gamma }),
     seed: input.seed,
   };
 }

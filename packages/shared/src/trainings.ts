@@ -15,6 +15,10 @@ export const trainingResumeKey = (ref: JobRef): string => `${trainingPrefix(ref)
 export const trainingCheckpointKey = (ref: JobRef, folder: string, file: string): string =>
   `${trainingPrefix(ref)}checkpoints/${folder}/${file}`;
 
+/** A picture drawn at a checkpoint, as PNG. */
+export const trainingSampleKey = (ref: JobRef, step: number, index: number): string =>
+  `${trainingPrefix(ref)}samples/${String(step).padStart(6, '0')}/${index}.png`;
+
 /**
  * What a trainer will execute: the model's own resolution for an absent one.
  * @throws AtelierError `unknown_model`

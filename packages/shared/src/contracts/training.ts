@@ -54,14 +54,9 @@ const options = {
     .max(1)
     .default(0)
     .meta({ description: 'Share of pictures that are trained without their caption' }),
-  min_snr_gamma: z
-    .number()
-    .gt(0)
-    .max(1000)
-    .optional()
-    .meta({
-      description: 'Min-SNR weighting of the loss (5 is usual); all noise levels weigh the same when absent',
-    }),
+  min_snr_gamma: z.number().gt(0).max(1000).optional().meta({
+    description: 'Min-SNR weighting of the loss (5 is usual); all noise levels weigh the same when absent',
+  }),
   trigger_word: text(128).optional().meta({ description: 'Put in front of captions that lack it' }),
   validation_every: z
     .int()
@@ -78,7 +73,12 @@ const options = {
         'Pictures drawn from these before the first step and at each checkpoint, the i-th with seed + i; ' +
         'the trigger word is not added',
     }),
-  seed: z.int().min(0).max(Number.MAX_SAFE_INTEGER).default(42),
+  // So that the seed of the last sample is a number that JSON carries exactly, too.
+  seed: z
+    .int()
+    .min(0)
+    .max(Number.MAX_SAFE_INTEGER - TRAINING_LIMITS.samplePrompts)
+    .default(42),
   skip_bad: z
     .boolean()
     .default(false)
