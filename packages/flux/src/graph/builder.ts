@@ -20,6 +20,8 @@ export const ELEMENT_TYPES = Object.freeze({
   int64: TensorProto_DataType.INT64,
   int32: TensorProto_DataType.INT32,
   uint8: TensorProto_DataType.UINT8,
+  uint16: TensorProto_DataType.UINT16,
+  bool: TensorProto_DataType.BOOL,
 });
 export type ElementType = keyof typeof ELEMENT_TYPES;
 
@@ -50,7 +52,8 @@ export interface GraphModel {
   readonly externals: ReadonlySet<string>;
 }
 
-export type Attribute = number | string | readonly number[] | { readonly float: number };
+export type Attribute =
+  number | string | readonly number[] | { readonly float: number } | { readonly graph: GraphBuilder };
 
 /** Opset 21 is the newest whose CUDA kernels in ONNX Runtime 1.30 are registered for all operators used here. */
 const OPSET = 21n;
@@ -68,27 +71,43 @@ export interface NodeRecord {
 type NodeInit = MessageInitShape<typeof NodeProtoSchema>;
 type TensorInit = MessageInitShape<typeof TensorProtoSchema>;
 
+/** What a graph and the graphs inside its nodes have in common. */
+interface Shared {
+  readonly initializers: TensorInit[];
+  readonly constants: Map<string, Value>;
+  readonly externals: Map<string, Value>;
+  /** Names of all that does not change between runs. */
+  readonly fixed: Set<string>;
+  folder: string | null;
+  counter: number;
+}
+
 /**
  * Builds one ONNX graph node by node. Values carry their element type and shape, so that an operator helper can
  * check its operands when the graph is written instead of when a session is created.
  */
 export class GraphBuilder {
   readonly name: string;
+  readonly #shared: Shared;
   readonly #nodes: NodeInit[] = [];
-  /** Nodes that compute from initializers alone, and the names of all that does not change between runs. */
+  /** Nodes that compute from initializers alone. */
   readonly #weightNodes: NodeInit[] = [];
-  readonly #static = new Set<string>();
   readonly #records: NodeRecord[] = [];
-  readonly #initializers: TensorInit[] = [];
-  readonly #constants = new Map<string, Value>();
-  readonly #externals = new Map<string, Value>();
   readonly #inputs: Value[] = [];
   readonly #outputs: Value[] = [];
-  #folder: string | null = null;
-  #counter = 0;
 
-  constructor(name: string) {
+  /** @param shared of the graph around a body; see {@link body} */
+  constructor(name: string, shared: Shared = newShared()) {
     this.name = name;
+    this.#shared = shared;
+  }
+
+  /**
+   * A graph for an attribute of a node of this one, such as the body of a Loop. It may use all values that this one
+   * has so far; weights and constants that it adds are this one's, in memory once however many bodies use them.
+   */
+  body(name: string): GraphBuilder {
+    return new GraphBuilder(name, this.#shared);
   }
 
   input(name: string, type: ElementType, shape: readonly Dim[]): Value {
@@ -104,16 +123,17 @@ export class GraphBuilder {
   }
 
   /** A small tensor stored in the graph itself; equal constants are stored once. */
-  constant(data: Float32Array | BigInt64Array | Int32Array, shape: readonly number[]): Value {
-    const type = data instanceof Float32Array ? 'float32' : data instanceof Int32Array ? 'int32' : 'int64';
+  constant(data: Float32Array | Float16Array | BigInt64Array | Int32Array, shape: readonly number[]): Value {
+    const { constants, fixed, initializers } = this.#shared;
+    const type = elementType(data);
     const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
     const key = `${type}:${shape.join('x')}:${Buffer.from(bytes).toString('base64')}`;
-    const known = this.#constants.get(key);
+    const known = constants.get(key);
     if (known) return known;
-    const value: Value = { name: `const_${this.#constants.size}`, type, shape };
-    this.#constants.set(key, value);
-    this.#static.add(value.name);
-    this.#initializers.push({
+    const value: Value = { name: `const_${constants.size}`, type, shape };
+    constants.set(key, value);
+    fixed.add(value.name);
+    initializers.push({
       name: value.name,
       dataType: ELEMENT_TYPES[type],
       dims: shape.map(BigInt),
@@ -132,16 +152,17 @@ export class GraphBuilder {
    * resolve names in, so all external initializers of a graph must lie in the same folder.
    */
   external(name: string, type: ElementType, shape: readonly number[], data: ExternalData): Value {
-    const known = this.#externals.get(name);
+    const shared = this.#shared;
+    const known = shared.externals.get(name);
     if (known) return known;
     const folder = dirname(data.file);
-    this.#folder ??= folder;
-    if (this.#folder !== folder)
-      throw new Error(`external data of ${this.name} lies in two folders: ${this.#folder} and ${folder}`);
+    shared.folder ??= folder;
+    if (shared.folder !== folder)
+      throw new Error(`external data of ${this.name} lies in two folders: ${shared.folder} and ${folder}`);
     const value: Value = { name, type, shape };
-    this.#externals.set(name, value);
-    this.#static.add(name);
-    this.#initializers.push({
+    shared.externals.set(name, value);
+    shared.fixed.add(name);
+    shared.initializers.push({
       name,
       dataType: ELEMENT_TYPES[type],
       dims: shape.map(BigInt),
@@ -177,18 +198,19 @@ export class GraphBuilder {
     attributes: Record<string, Attribute> = {},
     domain: '' | typeof MICROSOFT = '',
   ): Value[] {
-    const id = this.#counter++;
+    const { fixed } = this.#shared;
+    const id = this.#shared.counter++;
     const outputs = results.map(({ type, shape }, i) => ({ name: `${opType}_${id}_${i}`, type, shape }));
     this.#records.push({ opType, inputs, outputs, attributes });
-    const isStatic = inputs.every((value) => value === null || this.#static.has(value.name));
-    if (isStatic) for (const { name } of outputs) this.#static.add(name);
-    (isStatic ? this.#weightNodes : this.#nodes).push({
+    const isFixed = inputs.length > 0 && inputs.every((value) => value === null || fixed.has(value.name));
+    if (isFixed) for (const { name } of outputs) fixed.add(name);
+    (isFixed ? this.#weightNodes : this.#nodes).push({
       opType,
       domain,
       name: `${opType}_${id}`,
       input: inputs.map((value) => value?.name ?? ''),
       output: outputs.map((value) => value.name),
-      attribute: Object.entries(attributes).map(([name, value]) => attribute(name, value)),
+      attribute: Object.entries(attributes).map(([name, value]) => GraphBuilder.#attribute(name, value)),
     });
     return outputs;
   }
@@ -204,6 +226,7 @@ export class GraphBuilder {
   }
 
   build(): GraphModel {
+    const { externals, folder, initializers } = this.#shared;
     const model = create(ModelProtoSchema, {
       irVersion: IR_VERSION,
       producerName: 'atelier',
@@ -211,33 +234,54 @@ export class GraphBuilder {
         { domain: '', version: OPSET },
         { domain: MICROSOFT, version: 1n },
       ],
-      graph: {
-        name: this.name,
-        // ONNX Runtime goes from the results backwards and, of a node's operands, first to the one whose node was
-        // added last. A weight that is widened by a node behind its operand's would be widened before everything that
-        // the operand needs: all weights of a model at once. In front, it is widened just before its use.
-        node: [...this.#weightNodes, ...this.#nodes],
-        initializer: this.#initializers,
-        input: this.#inputs.map(valueInfo),
-        output: this.#outputs.map(valueInfo),
-      },
+      graph: { ...this.#graph(), initializer: initializers },
     });
     return {
       bytes: toBinary(ModelProtoSchema, model),
-      folder: this.#folder,
+      folder,
       inputs: this.#inputs,
       outputs: this.#outputs,
-      externals: new Set(this.#externals.keys()),
+      externals: new Set(externals.keys()),
     };
+  }
+
+  #graph() {
+    return {
+      name: this.name,
+      // ONNX Runtime goes from the results backwards and, of a node's operands, first to the one whose node was added
+      // last. A weight that is widened by a node behind its operand's would be widened before everything that the
+      // operand needs: all weights of a model at once. In front, it is widened just before its use.
+      node: [...this.#weightNodes, ...this.#nodes],
+      input: this.#inputs.map(valueInfo),
+      output: this.#outputs.map(valueInfo),
+    };
+  }
+
+  static #attribute(name: string, value: Attribute): MessageInitShape<typeof AttributeProtoSchema> {
+    if (typeof value === 'string')
+      return { name, type: AttributeProto_AttributeType.STRING, s: new TextEncoder().encode(value) };
+    if (typeof value === 'number') return { name, type: AttributeProto_AttributeType.INT, i: BigInt(value) };
+    if ('float' in value) return { name, type: AttributeProto_AttributeType.FLOAT, f: value.float };
+    if ('graph' in value) return { name, type: AttributeProto_AttributeType.GRAPH, g: value.graph.#graph() };
+    return { name, type: AttributeProto_AttributeType.INTS, ints: value.map(BigInt) };
   }
 }
 
-function attribute(name: string, value: Attribute): MessageInitShape<typeof AttributeProtoSchema> {
-  if (typeof value === 'string')
-    return { name, type: AttributeProto_AttributeType.STRING, s: new TextEncoder().encode(value) };
-  if (typeof value === 'number') return { name, type: AttributeProto_AttributeType.INT, i: BigInt(value) };
-  if ('float' in value) return { name, type: AttributeProto_AttributeType.FLOAT, f: value.float };
-  return { name, type: AttributeProto_AttributeType.INTS, ints: value.map(BigInt) };
+function newShared(): Shared {
+  return {
+    initializers: [],
+    constants: new Map(),
+    externals: new Map(),
+    fixed: new Set(),
+    folder: null,
+    counter: 0,
+  };
+}
+
+function elementType(data: Float32Array | Float16Array | BigInt64Array | Int32Array): ElementType {
+  if (data instanceof Float32Array) return 'float32';
+  if (data instanceof Float16Array) return 'float16';
+  return data instanceof Int32Array ? 'int32' : 'int64';
 }
 
 function valueInfo(value: Value): MessageInitShape<typeof ValueInfoProtoSchema> {

@@ -34,6 +34,11 @@ export class Linears {
     // Onto the result in full precision: a change that small would be lost in an fp8 weight.
     return linearOnto(g, linear(g, x, down, null), up, y);
   }
+
+  /** The same x [T, in] through several modules. */
+  applyAll(x: Value, paths: readonly string[]): Value[] {
+    return paths.map((path) => this.apply(x, path));
+  }
 }
 
 /** The inputs of a graph with LoRAs: both matrices of every module in `modules`. */

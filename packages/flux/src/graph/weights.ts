@@ -1,3 +1,5 @@
+import { closeSync, openSync, readSync } from 'node:fs';
+import { decodeFloat32, type FloatDtype } from '../checkpoint/dtypes.ts';
 import {
   ELEMENT_TYPES,
   type ElementType,
@@ -28,24 +30,29 @@ const DTYPES: Readonly<Record<string, ElementType>> = Object.freeze({
   F8_E4M3: 'float8e4m3fn',
 });
 
-/** The weights of a graph by canonical name, as fp32 values. */
+/** The type that a graph computes in. */
+export type ComputeType = 'float32' | 'float16';
+
+/** The weights of a graph by canonical name, as values of the type that it computes in. */
 export interface Weights {
   get(name: string): Value;
   has(name: string): boolean;
 }
 
 /**
- * Weights as initializers. fp32 bytes are initializers as they lie in the file; narrower ones stay
- * narrow in memory and are widened when the graph runs. DequantizeLinear carries the scale of fp8 and, unlike Cast,
- * is not folded away by ONNX Runtime.
+ * Weights as initializers. Bytes of the compute type are initializers as they lie in the file; others stay
+ * as they are in memory and are converted when the graph runs. DequantizeLinear carries the scale of fp8 and, unlike
+ * Cast, is not folded away by ONNX Runtime.
  */
 export class GraphWeights implements Weights {
   readonly #graph: GraphBuilder;
   readonly #locator: WeightLocator;
+  readonly #compute: ComputeType;
 
-  constructor(graph: GraphBuilder, locator: WeightLocator) {
+  constructor(graph: GraphBuilder, locator: WeightLocator, compute: ComputeType = 'float32') {
     this.#graph = graph;
     this.#locator = locator;
+    this.#compute = compute;
   }
 
   has(name: string): boolean {
@@ -56,11 +63,28 @@ export class GraphWeights implements Weights {
     const located = this.#locator.locate(name);
     const type = DTYPES[located.dtype];
     if (!type) throw new Error(`${name}: ${located.dtype} has no place in a graph`);
+    // A few MB in a whole model, for which a node in every step would cost more than the copy.
+    if (this.#compute === 'float16' && type !== 'float16' && located.shape.length === 1)
+      return this.#graph.constant(new Float16Array(readVector(located)), located.shape);
     const stored = this.#graph.external(name, type, located.shape, located);
-    const wide = { type: 'float32' as const, shape: located.shape };
-    if (type === 'float32') return stored;
-    if (type !== 'float8e4m3fn') return this.#graph.op('Cast', [stored], wide, { to: ELEMENT_TYPES.float32 });
-    const scale = this.#graph.constant(new Float32Array([located.scale ?? 1]), []);
-    return this.#graph.op('DequantizeLinear', [stored, scale], wide);
+    if (type === this.#compute) return stored;
+    const wide = { type: this.#compute, shape: located.shape };
+    if (type !== 'float8e4m3fn')
+      return this.#graph.op('Cast', [stored], wide, { to: ELEMENT_TYPES[this.#compute] });
+    const scale = Float32Array.of(located.scale ?? 1);
+    const factor = this.#graph.constant(this.#compute === 'float16' ? new Float16Array(scale) : scale, []);
+    return this.#graph.op('DequantizeLinear', [stored, factor], wide);
   }
+}
+
+function readVector({ file, offset, byteLength, dtype, scale }: LocatedTensor): Float32Array {
+  const bytes = new Uint8Array(byteLength);
+  const handle = openSync(file, 'r');
+  try {
+    if (readSync(handle, bytes, 0, byteLength, offset) !== byteLength)
+      throw new Error(`${file} ends before byte ${offset + byteLength}`);
+  } finally {
+    closeSync(handle);
+  }
+  return decodeFloat32(dtype as FloatDtype, bytes, scale ?? 1);
 }

@@ -5,10 +5,11 @@ import { FluxError } from '../errors.ts';
 /** Where graphs run. */
 export type Provider = 'cpu' | 'cuda' | 'webgpu';
 
-/** The element type is that of the array; a Float16Array is float16. */
+/** The element type is that of the array (a Float16Array is float16), or bool. */
 export interface Feed {
   data: Float32Array | Float16Array | BigInt64Array | Int32Array | Uint16Array | Uint8Array;
   dims: readonly number[];
+  type?: 'bool';
 }
 
 export interface SessionOptions {
@@ -61,9 +62,7 @@ export class GraphSession {
     feeds: Record<string, Feed>,
     fetches: readonly Name[],
   ): Promise<Record<Name, { data: Float32Array; dims: readonly number[] }>> {
-    const tensors = Object.fromEntries(
-      Object.entries(feeds).map(([name, { data, dims }]) => [name, new Tensor(data as Float32Array, dims)]),
-    );
+    const tensors = Object.fromEntries(Object.entries(feeds).map(([name, feed]) => [name, tensor(feed)]));
     try {
       const results = await this.#session.run(tensors, [...fetches]);
       return Object.fromEntries(
@@ -84,4 +83,12 @@ export class GraphSession {
 
 function errorCode(cause: unknown): 'out_of_memory' | 'engine_failed' {
   return /alloc|out of memory/i.test(String(cause)) ? 'out_of_memory' : 'engine_failed';
+}
+
+function tensor({ data, dims, type }: Feed): Tensor {
+  if (type) return new Tensor(type, data as Uint8Array, dims);
+  if (!(data instanceof Float16Array)) return new Tensor(data as Float32Array, dims);
+  // The binding of 1.30 takes the bits of halves; of a Float16Array, which V8 has since, it reads no bytes at all.
+  const bits = new Uint16Array(data.buffer, data.byteOffset, data.length);
+  return { type: 'float16', data: bits, dims, location: 'cpu' } as unknown as Tensor;
 }

@@ -17,6 +17,28 @@ import { DOUBLE_CHUNKS, SINGLE_CHUNKS, type Modulation } from './modulation.ts';
 /** Both norms of FLUX's blocks use this epsilon (`eps=1e-6` in the reference implementation). */
 const EPSILON = 1e-6;
 
+/** The modules that the normed image tokens of a double block, its normed text tokens and a single block go through. */
+const PROJECTIONS = ['to_q', 'to_k', 'to_v'] as const;
+const TEXT_PROJECTIONS = ['add_q_proj', 'add_k_proj', 'add_v_proj'] as const;
+
+type Triple = [Value, Value, Value];
+
+/** Modules of a block that share their operand, in the order in which it is given to them; the others have their own. */
+export function doubleBlockGroups(index: number): string[][] {
+  const path = `transformer_blocks.${index}`;
+  return [
+    attentionModules(path, TEXT_PROJECTIONS),
+    attentionModules(path, PROJECTIONS),
+    ...['attn.to_out.0', 'attn.to_add_out'].map((name) => [`${path}.${name}`]),
+    ...['ff', 'ff_context'].flatMap((name) => [[`${path}.${name}.net.0.proj`], [`${path}.${name}.net.2`]]),
+  ];
+}
+
+export function singleBlockGroups(index: number): string[][] {
+  const path = `single_transformer_blocks.${index}`;
+  return [singleProjections(path), [`${path}.proj_out`]];
+}
+
 export interface BlockContext {
   g: GraphBuilder;
   linears: Linears;
@@ -37,7 +59,7 @@ export function doubleBlock(
   img: Value,
   txt: Value,
 ): { img: Value; txt: Value } {
-  const { g, linears, spec, modulation } = ctx;
+  const { g, linears, modulation } = ctx;
   const path = `transformer_blocks.${index}`;
   const [imgMod, txtMod] = [`${path}.norm1`, `${path}.norm1_context`].map((name) =>
     modulation.chunks(name, DOUBLE_CHUNKS),
@@ -45,17 +67,12 @@ export function doubleBlock(
 
   const imgNorm = layerNorm(g, img, imgMod[1]!, imgMod[0]!, EPSILON);
   const txtNorm = layerNorm(g, txt, txtMod[1]!, txtMod[0]!, EPSILON);
-  const project = (x: Value, name: string, norm?: string): Value => {
-    const y = linears.apply(x, `${path}.attn.${name}`);
-    return norm
-      ? headRmsNorm(g, y, linears.weights.get(`${path}.attn.${norm}.weight`), spec.numHeads, EPSILON)
-      : y;
-  };
   const joint = (text: Value, image: Value): Value => concat(g, [text, image], 0);
-  const q = joint(project(txtNorm, 'add_q_proj', 'norm_added_q'), project(imgNorm, 'to_q', 'norm_q'));
-  const k = joint(project(txtNorm, 'add_k_proj', 'norm_added_k'), project(imgNorm, 'to_k', 'norm_k'));
-  const v = joint(project(txtNorm, 'add_v_proj'), project(imgNorm, 'to_v'));
-  const attended = selfAttention(ctx, q, k, v);
+  const [tq, tk, tv] = linears.applyAll(txtNorm, attentionModules(path, TEXT_PROJECTIONS)) as Triple;
+  const [iq, ik, iv] = linears.applyAll(imgNorm, attentionModules(path, PROJECTIONS)) as Triple;
+  const q = joint(headNorm(ctx, tq, path, 'norm_added_q'), headNorm(ctx, iq, path, 'norm_q'));
+  const k = joint(headNorm(ctx, tk, path, 'norm_added_k'), headNorm(ctx, ik, path, 'norm_k'));
+  const attended = selfAttention(ctx, q, k, joint(tv, iv));
 
   const [txtAttended, imgAttended] = splitRows(g, attended, [txt, img]) as [Value, Value];
   return {
@@ -65,11 +82,14 @@ export function doubleBlock(
       imgMod,
       `${path}.ff`,
     ),
-    txt: feedForward(
-      ctx,
-      gated(g, txt, txtMod[2]!, linears.apply(txtAttended, `${path}.attn.to_add_out`)),
-      txtMod,
-      `${path}.ff_context`,
+    txt: clipped(
+      g,
+      feedForward(
+        ctx,
+        gated(g, txt, txtMod[2]!, linears.apply(txtAttended, `${path}.attn.to_add_out`)),
+        txtMod,
+        `${path}.ff_context`,
+      ),
     ),
   };
 }
@@ -79,26 +99,14 @@ export function doubleBlock(
  * Source: `FluxSingleTransformerBlock` of diffusers.
  */
 export function singleBlock(ctx: BlockContext, index: number, x: Value): Value {
-  const { g, linears, spec, modulation } = ctx;
+  const { g, linears, modulation } = ctx;
   const path = `single_transformer_blocks.${index}`;
   const [shift, scale, gate] = modulation.chunks(`${path}.norm`, SINGLE_CHUNKS) as [Value, Value, Value];
   const normed = layerNorm(g, x, scale, shift, EPSILON);
-  const head = (name: string, norm: string): Value =>
-    headRmsNorm(
-      g,
-      linears.apply(normed, `${path}.attn.${name}`),
-      linears.weights.get(`${path}.attn.${norm}.weight`),
-      spec.numHeads,
-      EPSILON,
-    );
-  const attended = selfAttention(
-    ctx,
-    head('to_q', 'norm_q'),
-    head('to_k', 'norm_k'),
-    linears.apply(normed, `${path}.attn.to_v`),
-  );
-  const mlp = geluTanh(g, linears.apply(normed, `${path}.proj_mlp`));
-  return gated(g, x, gate, linears.apply(concat(g, [attended, mlp], 1), `${path}.proj_out`));
+  const [q, k, v, hidden] = linears.applyAll(normed, singleProjections(path)) as [...Triple, Value];
+  const attended = selfAttention(ctx, headNorm(ctx, q, path, 'norm_q'), headNorm(ctx, k, path, 'norm_k'), v);
+  const both = concat(g, [attended, geluTanh(g, hidden)], 1);
+  return clipped(g, gated(g, x, gate, linears.apply(both, `${path}.proj_out`)));
 }
 
 function selfAttention(ctx: BlockContext, q: Value, k: Value, v: Value): Value {
@@ -115,4 +123,23 @@ function feedForward(ctx: BlockContext, x: Value, mod: Value[], path: string): V
 
 function gated(g: GraphBuilder, x: Value, gate: Value, y: Value): Value {
   return add(g, x, mul(g, y, gate));
+}
+
+function attentionModules(path: string, names: readonly string[]): string[] {
+  return names.map((name) => `${path}.attn.${name}`);
+}
+
+function singleProjections(path: string): string[] {
+  return [...attentionModules(path, PROJECTIONS), `${path}.proj_mlp`];
+}
+
+function headNorm({ g, linears, spec }: BlockContext, x: Value, path: string, name: string): Value {
+  return headRmsNorm(g, x, linears.weights.get(`${path}.attn.${name}.weight`), spec.numHeads, EPSILON);
+}
+
+/** The residual stream leaves the range of fp16 in FLUX.1; diffusers clips these values too. */
+function clipped(g: GraphBuilder, x: Value): Value {
+  if (x.type !== 'float16') return x;
+  const bound = (value: number): Value => g.constant(Float16Array.of(value), []);
+  return g.op('Clip', [x, bound(-65504), bound(65504)], x);
 }

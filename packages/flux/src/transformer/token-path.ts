@@ -28,11 +28,22 @@ export function buildTokenPath(
   const row = g.input('modulation', 'float32', [modulationLayout(spec).size]);
   const cos = g.input('cos', 'float32', ['T+S', spec.headDim / 2]);
   const sin = g.input('sin', 'float32', ['T+S', spec.headDim / 2]);
+  const ctx: BlockContext = { g, linears, spec, modulation: new RowModulation(g, row, spec), cos, sin };
   const probe = (name: string, value: Value): void => {
     if (options.probes?.includes(name)) g.output(name, value);
   };
+  g.output('velocity', velocity(ctx, latents, context, probe));
+  return g.build();
+}
 
-  const ctx: BlockContext = { g, linears, spec, modulation: new RowModulation(g, row, spec), cos, sin };
+/** Velocity [S, outChannels] at latents [S, inChannels]; context [T, hidden] are the text tokens. */
+export function velocity(
+  ctx: BlockContext,
+  latents: Value,
+  context: Value,
+  probe: (name: string, value: Value) => void = () => {},
+): Value {
+  const { g, linears, spec } = ctx;
   let img = linears.apply(latents, 'x_embedder');
   let txt = context;
   for (let i = 0; i < spec.doubleBlocks; i++) {
@@ -47,6 +58,5 @@ export function buildTokenPath(
   }
   img = splitRows(g, joint, [context, latents])[1]!;
   const [shift, scale] = ctx.modulation.chunks('norm_out', FINAL_CHUNKS) as [Value, Value];
-  g.output('velocity', linears.apply(layerNorm(g, img, scale, shift, 1e-6), 'proj_out'));
-  return g.build();
+  return linears.apply(layerNorm(g, img, scale, shift, 1e-6), 'proj_out');
 }
