@@ -1,6 +1,7 @@
 import {
   ListQuery,
   type ProgressEvent,
+  TrainingCheckpointList,
   TrainingJob,
   TrainingList,
   TrainingMetrics,
@@ -28,6 +29,19 @@ function json(
   };
 }
 
+function png(description: string): ZodOpenApiResponseObject {
+  return {
+    description,
+    headers: z.object({
+      ...commonHeaders,
+      ETag: z.string().meta({ description: 'SHA-256 of the file' }),
+      'Content-Length': z.string(),
+      'Cache-Control': z.string(),
+    }),
+    content: { 'image/png': { schema: { type: 'string', format: 'binary' } } },
+  };
+}
+
 const succeeded: TrainingJob = {
   ...trainingExample,
   status: 'succeeded',
@@ -37,6 +51,13 @@ const succeeded: TrainingJob = {
   attempts: 1,
   started_at: '2026-11-24T10:00:00.020Z',
   finished_at: '2026-11-24T10:04:10.000Z',
+};
+const sample = {
+  prompt: 'a heron, ink wash',
+  seed: 42,
+  width: 128,
+  height: 128,
+  sha256: '9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08',
 };
 const running: TrainingJob = {
   ...trainingExample,
@@ -159,17 +180,73 @@ export const trainingPaths: ZodOpenApiPathsObject = {
     get: {
       tags,
       operationId: 'getTrainingMetrics',
-      summary: 'Losses and checkpoints of a training, as of its latest checkpoint',
+      summary: 'Losses, checkpoints and samples of a training; seconds old while it runs',
       requestParams: { path },
       responses: {
         200: json('What was measured', TrainingMetrics, {
           steps: [{ step: 1, epoch: 0, loss: 0.61, learning_rate: 1e-4, gradient_norm: 0.02 }],
           validation: [{ epoch: 0, loss: 0.58 }],
           checkpoints: [{ epoch: 10, step: 30, lora: 'ink-wash@1' }],
-          samples: [],
+          samples: [{ epoch: 10, step: 30, index: 0, ...sample }],
           skipped: [],
         } satisfies TrainingMetrics),
         ...problems('unauthorized', 'not_found', 'queue_unavailable', 'store_unavailable'),
+      },
+    },
+  },
+  '/v1/trainings/{id}/checkpoints': {
+    get: {
+      tags,
+      operationId: 'listTrainingCheckpoints',
+      summary: 'The versions of a training with the samples that each drew, oldest first',
+      description:
+        'Step 0 shows the model before training. Compare the samples, then name the `lora` of the best in a generation.',
+      requestParams: { path },
+      responses: {
+        200: json('All so far', TrainingCheckpointList, {
+          data: [
+            {
+              epoch: 10,
+              step: 30,
+              lora: 'ink-wash@1',
+              validation_loss: 0.58,
+              samples: [
+                { ...sample, url: `http://localhost:6006/v1/trainings/${trainingExample.id}/samples/30/0` },
+              ],
+            },
+          ],
+        } satisfies TrainingCheckpointList),
+        ...problems('unauthorized', 'not_found', 'queue_unavailable', 'store_unavailable'),
+      },
+    },
+  },
+  '/v1/trainings/{id}/samples/{step}/{index}': {
+    get: {
+      tags,
+      operationId: 'getTrainingSample',
+      summary: 'Download a sample',
+      requestParams: {
+        path: z.object({
+          id,
+          step: z.string().meta({ description: 'Optimizer step of the checkpoint', example: '30' }),
+          index: z.string().meta({ description: 'Position in `sample_prompts`, from 0', example: '0' }),
+        }),
+        header: z.object({
+          Range: z.string().optional().meta({ example: 'bytes=0-1023' }),
+          'If-None-Match': z.string().optional(),
+        }),
+      },
+      responses: {
+        200: png('The picture'),
+        206: png('The range of it'),
+        304: { description: 'The client has it', headers: z.object(commonHeaders) },
+        ...problems(
+          'unauthorized',
+          'not_found',
+          'range_not_satisfiable',
+          'queue_unavailable',
+          'store_unavailable',
+        ),
       },
     },
   },

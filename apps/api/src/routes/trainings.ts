@@ -12,15 +12,17 @@ import type { ApiDeps } from '../deps.ts';
 import { jsonBody } from '../json-body.ts';
 import { listJobs } from '../list.ts';
 import { logJobId } from '../logging.ts';
+import { originOf } from '../origin.ts';
 import { resource } from '../resource.ts';
 import type { Submissions } from '../submission.ts';
+import { checkpointsView, sendSample } from '../training-samples.ts';
 import { validate } from '../validation/validate.ts';
 import { trainingView } from '../views.ts';
 import { jobRoutes, loadJob } from './jobs.ts';
 
-/** Trainings: submit, look at, follow, cancel, and what they measured. */
+/** Trainings: submit, look at, follow, cancel, and what they measured and drew. */
 export function trainingRoutes(router: IRouter, deps: ApiDeps, submissions: Submissions): void {
-  const { jobs, queues, settings, store } = deps;
+  const { config, jobs, queues, settings, store } = deps;
 
   const render = async (_req: Request, record: TrainingRecord) => {
     const waits = record.status === 'queued';
@@ -48,16 +50,32 @@ export function trainingRoutes(router: IRouter, deps: ApiDeps, submissions: Subm
 
   jobRoutes(router, deps, 'training', render);
 
+  const measured = async (record: TrainingRecord): Promise<TrainingMetrics> => {
+    const object = await store.get(trainingMetricsKey(record));
+    // A folder that is away looks empty.
+    if (!object) await store.ping();
+    return object
+      ? TrainingMetrics.parse(JSON.parse((await buffer(object.body)).toString()))
+      : { steps: [], validation: [], checkpoints: [], samples: [], skipped: [] };
+  };
+
   resource(router, '/v1/trainings/:id/metrics', {
     get: async (req, res) => {
+      res.json(await measured(await loadJob(deps, 'training', req, res)));
+    },
+  });
+
+  resource(router, '/v1/trainings/:id/checkpoints', {
+    get: async (req, res) => {
       const record = await loadJob(deps, 'training', req, res);
-      const object = await store.get(trainingMetricsKey(record));
-      // A folder that is away looks empty.
-      if (!object) await store.ping();
-      const metrics = object
-        ? TrainingMetrics.parse(JSON.parse((await buffer(object.body)).toString()))
-        : { steps: [], validation: [], checkpoints: [], samples: [], skipped: [] };
-      res.json(metrics satisfies TrainingMetrics);
+      res.json(checkpointsView(record, await measured(record), originOf(req, config)));
+    },
+  });
+
+  resource(router, '/v1/trainings/:id/samples/:step/:index', {
+    get: async (req, res) => {
+      const record = await loadJob(deps, 'training', req, res);
+      await sendSample(store, req, res, record, await measured(record));
     },
   });
 }

@@ -196,9 +196,7 @@ export const TrainingCheckpointList = z
             .nullable()
             .meta({ description: 'null for step 0, before training', example: 'ink-wash@1' }),
           validation_loss: z.number().nullable(),
-          samples: z.array(
-            z.strictObject({ ...drawn, url: z.string().meta({ description: 'Path of the PNG file' }) }),
-          ),
+          samples: z.array(z.strictObject({ ...drawn, url: z.url().meta({ description: 'The PNG file' }) })),
         }),
       )
       .meta({ description: 'Oldest first' }),
