@@ -1,8 +1,9 @@
 import type { ClipSpec, T5Spec } from '../checkpoint/spec.ts';
-import type { WeightLocator } from '../graph/weights.ts';
+import type { ComputeType, WeightLocator } from '../graph/weights.ts';
 import { GraphSession, type SessionOptions } from '../runtime/session.ts';
 import { buildClip, pooledIndex } from './clip.ts';
-import { buildT5, relativeBuckets } from './t5.ts';
+import { StreamedT5 } from './streamed-t5.ts';
+import { ResidentT5, type T5Encoder } from './t5-encoder.ts';
 import { TextTokenizer } from './tokenizer.ts';
 
 export interface EncodedText {
@@ -14,7 +15,8 @@ export interface EncodedText {
 
 export interface TextEncoderParts {
   clip: { spec: ClipSpec; locator: WeightLocator; tokenizer: string };
-  t5: { spec: T5Spec; locator: WeightLocator; tokenizer: string };
+  /** With `streamed` T5 holds no weights: they are read for every text and computed with in this type. */
+  t5: { spec: T5Spec; locator: WeightLocator; tokenizer: string; streamed?: ComputeType };
   /** Tokens that T5's result has, padding included. */
   maxSequenceLength: number;
 }
@@ -23,12 +25,12 @@ export interface TextEncoderParts {
 export class TextEncoder {
   readonly #parts: TextEncoderParts;
   readonly #tokenizers: { clip: TextTokenizer; t5: TextTokenizer };
-  readonly #sessions: { clip: GraphSession; t5: GraphSession };
+  readonly #sessions: { clip: GraphSession; t5: T5Encoder };
 
   private constructor(
     parts: TextEncoderParts,
     tokenizers: { clip: TextTokenizer; t5: TextTokenizer },
-    sessions: { clip: GraphSession; t5: GraphSession },
+    sessions: { clip: GraphSession; t5: T5Encoder },
   ) {
     this.#parts = parts;
     this.#tokenizers = tokenizers;
@@ -40,9 +42,12 @@ export class TextEncoder {
       clip: await TextTokenizer.open(parts.clip.tokenizer),
       t5: await TextTokenizer.open(parts.t5.tokenizer),
     };
+    const { spec, locator, streamed } = parts.t5;
     const sessions = {
       clip: await GraphSession.create('clip', buildClip(parts.clip.spec, parts.clip.locator), options),
-      t5: await GraphSession.create('t5', buildT5(parts.t5.spec, parts.t5.locator), options),
+      t5: streamed
+        ? new StreamedT5(spec, locator, streamed, options)
+        : await ResidentT5.load(spec, locator, options),
     };
     return new TextEncoder(parts, tokenizers, sessions);
   }
@@ -76,14 +81,8 @@ export class TextEncoder {
   }
 
   /** Hidden states [ids.length, modelDim]. */
-  async t5Hidden(ids: readonly number[]): Promise<Float32Array> {
-    const { relativeBuckets: buckets, relativeMaxDistance } = this.#parts.t5.spec;
-    const tokens = ids.length;
-    const feeds = {
-      ids: { data: BigInt64Array.from(ids, BigInt), dims: [tokens] },
-      buckets: { data: relativeBuckets(tokens, buckets, relativeMaxDistance), dims: [tokens, tokens] },
-    };
-    return (await this.#sessions.t5.run(feeds, ['hidden'])).hidden.data;
+  t5Hidden(ids: readonly number[]): Promise<Float32Array> {
+    return this.#sessions.t5.hidden(ids);
   }
 
   /** Releases CLIP alone: all that an encoder of {@link withClip} owns. */

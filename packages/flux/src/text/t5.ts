@@ -3,6 +3,7 @@ import { GraphBuilder, type GraphModel, type Value } from '../graph/builder.ts';
 import { Linears } from '../graph/linears.ts';
 import { add, attention, gather, geluTanh, mul, reshape, rmsNorm, transpose } from '../graph/ops.ts';
 import { GraphWeights, type WeightLocator } from '../graph/weights.ts';
+import type { Feed } from '../runtime/session.ts';
 
 /**
  * The T5 (v1.1) encoder: ids int64 [T] and buckets int64 [T, T] ({@link relativeBuckets}) -> hidden [T, modelDim].
@@ -18,10 +19,7 @@ export function buildT5(spec: T5Spec, locator: WeightLocator): GraphModel {
   const norm = (x: Value, path: string): Value =>
     rmsNorm(g, x, weights.get(`${path}.weight`), spec.layerNormEps);
 
-  const table = weights.get('encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight');
-  const perHead = transpose(g, gather(g, table, buckets), [2, 0, 1]);
-  const bias = reshape(g, perHead, [1, spec.numHeads, 0, -1], [1, spec.numHeads, 'T', 'T']);
-
+  const bias = positionBias(g, weights.get(RELATIVE_BIAS), buckets);
   let x = gather(g, weights.get('shared.weight'), ids);
   for (let i = 0; i < spec.layers; i++) {
     const path = `encoder.block.${i}`;
@@ -41,6 +39,22 @@ export function buildT5(spec: T5Spec, locator: WeightLocator): GraphModel {
   }
   g.output('hidden', norm(x, 'encoder.final_layer_norm'));
   return g.build();
+}
+
+/** The table that the bias of every layer comes from, [relativeBuckets, numHeads]. */
+export const RELATIVE_BIAS = 'encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight';
+
+/** What is added to the logits, [1, heads, T, T], from a table [buckets, heads] and the bucket of each pair [T, T]. */
+export function positionBias(g: GraphBuilder, table: Value, buckets: Value): Value {
+  const heads = table.shape[1] as number;
+  const perHead = transpose(g, gather(g, table, buckets), [2, 0, 1]);
+  return reshape(g, perHead, [1, heads, 0, -1], [1, heads, 'T', 'T']);
+}
+
+/** The input `buckets` of the graphs, int64 [tokens, tokens]. */
+export function bucketFeed(tokens: number, spec: T5Spec): Feed {
+  const data = relativeBuckets(tokens, spec.relativeBuckets, spec.relativeMaxDistance);
+  return { data, dims: [tokens, tokens] };
 }
 
 /**
