@@ -1,45 +1,64 @@
 import type { VaeSpec } from '../checkpoint/spec.ts';
 import type { WeightLocator } from '../graph/weights.ts';
-import { GraphSession, type SessionOptions } from '../runtime/session.ts';
+import { type Feed, GraphSession, type SessionOptions } from '../runtime/session.ts';
 import { buildVaeDecoder } from './decoder.ts';
 import { buildVaeEncoder } from './encoder.ts';
+import { checkTiling, runTiled, type Planes, type TileScales, type Tiling } from './tiling.ts';
 
 /** Bounds of the logarithm of the variance, as `DiagonalGaussianDistribution` of diffusers clamps it. */
 const LOG_VARIANCE = Object.freeze({ min: -30, max: 20 });
+
+export interface VaeOptions extends SessionOptions {
+  /** Bounds the memory of a run, whatever the picture's size; everything in one piece when absent. */
+  tiling?: Tiling;
+}
 
 /** The autoencoder between images and the transformer's latents. Its encoder is loaded when first used. */
 export class Vae {
   readonly spec: VaeSpec;
   readonly #decoder: GraphSession;
   readonly #openEncoder: () => Promise<GraphSession>;
+  readonly #tiling: Tiling | null;
   #encoder: Promise<GraphSession> | null = null;
 
-  private constructor(spec: VaeSpec, decoder: GraphSession, openEncoder: () => Promise<GraphSession>) {
+  private constructor(
+    spec: VaeSpec,
+    decoder: GraphSession,
+    openEncoder: () => Promise<GraphSession>,
+    tiling: Tiling | null,
+  ) {
     this.spec = spec;
     this.#decoder = decoder;
     this.#openEncoder = openEncoder;
+    this.#tiling = tiling;
   }
 
-  static async load(spec: VaeSpec, locator: WeightLocator, options: SessionOptions): Promise<Vae> {
+  /** @throws FluxError request_invalid for a tiling that covers nothing, engine_failed, out_of_memory */
+  static async load(spec: VaeSpec, locator: WeightLocator, options: VaeOptions): Promise<Vae> {
+    const { tiling = null } = options;
+    if (tiling) checkTiling(tiling);
     // Convolutions gain from the blocked layouts that only the full optimiser introduces.
     const withLayouts: SessionOptions = { ...options, optimization: 'all' };
     const decoder = await GraphSession.create('vae-decoder', buildVaeDecoder(spec, locator), withLayouts);
-    return new Vae(spec, decoder, () =>
-      GraphSession.create('vae-encoder', buildVaeEncoder(spec, locator), withLayouts),
+    return new Vae(
+      spec,
+      decoder,
+      () => GraphSession.create('vae-encoder', buildVaeEncoder(spec, locator), withLayouts),
+      tiling,
     );
   }
 
   /** Latents [channels, height, width] of the transformer -> image [3, H, W], about -1..1. */
   async decode(latents: Float32Array, height: number, width: number): Promise<Float32Array> {
-    const { scalingFactor, shiftFactor, latentChannels } = this.spec;
+    const { scalingFactor, shiftFactor, latentChannels: channels, scaleFactor } = this.spec;
     const scaling = Math.fround(scalingFactor);
     const shift = Math.fround(shiftFactor);
     const data = latents.map((value) => Math.fround(value / scaling) + shift);
-    const { image } = await this.#decoder.run(
-      { latents: { data, dims: [1, latentChannels, height, width] } },
-      ['image'],
+    return this.#run(
+      { data, channels, height, width },
+      { input: 1, output: scaleFactor },
+      async (piece) => (await this.#decoder.run({ latents: feed(piece) }, ['image'])).image.data,
     );
-    return image.data;
   }
 
   /**
@@ -83,12 +102,31 @@ export class Vae {
       throw error;
     });
     const encoder = await this.#encoder;
-    const feed = { data: image, dims: [1, this.spec.inChannels, height, width] };
-    return (await encoder.run({ image: feed }, ['moments'])).moments.data;
+    return this.#run(
+      { data: image, channels: this.spec.inChannels, height, width },
+      { input: this.spec.scaleFactor, output: 1 },
+      async (piece) => (await encoder.run({ image: feed(piece) }, ['moments'])).moments.data,
+    );
+  }
+
+  /** In tiles where the picture is large enough for them, else in one piece. */
+  #run(
+    whole: Planes,
+    scales: TileScales,
+    run: (piece: Planes) => Promise<Float32Array>,
+  ): Promise<Float32Array> {
+    const longest = Math.max(whole.height, whole.width) / scales.input;
+    return this.#tiling && longest > this.#tiling.above
+      ? runTiled(whole, this.#tiling, scales, run)
+      : run(whole);
   }
 
   async release(): Promise<void> {
     await this.#decoder.release();
     await (await this.#encoder)?.release();
   }
+}
+
+function feed({ data, channels, height, width }: Planes): Feed {
+  return { data, dims: [1, channels, height, width] };
 }
