@@ -18,6 +18,8 @@ import {
 import sharp from 'sharp';
 import { type GpuWorker, startGpuWorker } from '../../apps/gpu-worker/src/worker.ts';
 import { type TestApi, expectJson, expectProblem, startTestApi, submit } from '../support/api.ts';
+import { announced, describeDatasetUploads, send } from '../support/dataset-uploads.ts';
+import { emptyStore } from '../support/datasets.ts';
 import { InstantEngine } from '../support/engines.ts';
 import { writeSmallLora } from '../support/lora-files.ts';
 import { type TestS3, canServeS3, startTestS3 } from '../support/s3.ts';
@@ -139,5 +141,20 @@ if (!available) console.warn('The studio is NOT tested with S3: no versitygw, an
     expect(await page('')).toEqual({ data: [], next_cursor: null });
     await new DatasetStore(api.deps.store).sweep('default', Date.now() + 25 * 3_600_000);
     expect((await api.deps.store.list('tenants/default/datasets/')).objects).toEqual([]);
+  });
+
+  describe('announced uploads', () => {
+    beforeEach(() => emptyStore(api));
+    describeDatasetUploads(() => api);
+
+    test('go to the bucket, not through the API, and no key goes along', async () => {
+      const upload = await announced(api);
+      expect(
+        upload.url.startsWith(`${server.endpoint}/${api.config.S3_BUCKET}/tenants/default/uploads/`),
+      ).toBe(true);
+      expect(upload.headers).toEqual({ 'Content-Type': 'application/zip' });
+      const url = upload.url.replace(upload.id, `upl_${'0'.repeat(32)}`);
+      expect((await send({ ...upload, url })).status).toBe(403);
+    });
   });
 });

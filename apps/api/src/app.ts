@@ -10,6 +10,7 @@ import { requestLog } from './logging.ts';
 import { createApiMetrics } from './metrics.ts';
 import { problemHandler } from './problem.ts';
 import { catalogRoutes } from './routes/catalog.ts';
+import { datasetArchiveRoute, datasetUploadRoutes } from './routes/dataset-uploads.ts';
 import { datasetRoutes } from './routes/datasets.ts';
 import { generationRoutes } from './routes/generations.ts';
 import { loraRoutes } from './routes/loras.ts';
@@ -35,11 +36,14 @@ export function createApp(deps: ApiDeps, submissions: Submissions): Express {
   operationRoutes(app, deps, registry);
   indexRoute(app, deps);
   docsRoute(app);
+  datasetArchiveRoute(app, deps);
   app.use('/v1', authenticate(deps.settings.keys));
   generationRoutes(app, deps, submissions);
   const scratch = new ScratchFolder(deps.config.ATELIER_CACHE_DIR);
   scratch.clean().catch((err: unknown) => deps.log.warn({ err }, 'old uploads could not be removed'));
   loraRoutes(app, deps, scratch);
+  // Before what would take "uploads" for an id.
+  datasetUploadRoutes(app, deps, scratch);
   datasetRoutes(app, deps, scratch);
   trainingRoutes(app, deps, submissions);
   catalogRoutes(app, deps);

@@ -50,6 +50,11 @@ const Env = z.object({
     .enum(['true', 'false', '1', '0'])
     .default('true')
     .transform((value) => value === 'true' || value === '1'),
+  /** Whether archives of datasets are sent to the bucket; off where clients cannot reach it, the API takes them then. */
+  ATELIER_PRESIGNED_UPLOADS: z
+    .enum(['true', 'false', '1', '0'])
+    .default('true')
+    .transform((value) => value === 'true' || value === '1'),
 });
 
 /** The settings that only the API has; those it shares with the other processes are in Config. */
@@ -59,6 +64,7 @@ export interface ApiSettings {
   readonly maxLoraBytes: number;
   readonly dataset: DatasetLimits;
   readonly presignedDownloads: boolean;
+  readonly presignedUploads: boolean;
 }
 
 /**
@@ -88,7 +94,8 @@ export function loadSettings(host: string, env: NodeJS.ProcessEnv = process.env)
     maxImageBytes: parsed.data.ATELIER_MAX_DATASET_IMAGE_BYTES,
     maxRatio: parsed.data.ATELIER_MAX_ARCHIVE_RATIO,
   });
-  return Object.freeze({ keys, maxBodyBytes, maxLoraBytes, dataset, presignedDownloads });
+  const presignedUploads = parsed.data.ATELIER_PRESIGNED_UPLOADS;
+  return Object.freeze({ keys, maxBodyBytes, maxLoraBytes, dataset, presignedDownloads, presignedUploads });
 }
 
 /** Whether only programs on this machine can connect to the address. */

@@ -5,7 +5,6 @@ import { receiveFile, unsupportedType } from '../uploads/receive.ts';
 import { validate } from '../validation/validate.ts';
 import { openArchive } from './archive.ts';
 import { checkDataset } from './check.ts';
-import type { UploadedEntry } from './entry.ts';
 import { receiveForm } from './form.ts';
 import type { DatasetLimits } from './limits.ts';
 
@@ -13,7 +12,7 @@ import type { DatasetLimits } from './limits.ts';
 export const ARCHIVE_TYPES = ['application/zip', 'application/x-zip-compressed'];
 export const FORM_TYPE = 'multipart/form-data';
 
-export interface DatasetUpload {
+export interface ReceivedDataset {
   tenant: string;
   limits: DatasetLimits;
   /** An empty folder for what is received. */
@@ -28,27 +27,31 @@ export interface DatasetUpload {
 export async function uploadDataset(
   datasets: DatasetStore,
   req: Request,
-  { tenant, limits, dir }: DatasetUpload,
+  { tenant, limits, dir }: ReceivedDataset,
 ): Promise<Dataset> {
-  const add = async (name: string, entries: readonly UploadedEntry[]): Promise<Dataset> =>
-    datasets.add(tenant, { name, ...(await checkDataset(entries, limits)) });
-  const addArchive = async (name: string, path: string): Promise<Dataset> => {
-    const archive = await openArchive(path, limits);
-    try {
-      return await add(name, archive.entries);
-    } finally {
-      archive.close();
-    }
-  };
-
   if (req.is(ARCHIVE_TYPES)) {
     const { name } = validate(DatasetUploadQuery, req.query, 'query');
     const path = join(dir, 'archive');
     await receiveFile(req, path, { maxBytes: limits.maxBytes, what: 'a zip archive' });
-    return addArchive(name, path);
+    return addArchive(datasets, path, { tenant, name, limits });
   }
   if (!req.is(FORM_TYPE)) throw unsupportedType(req, `${FORM_TYPE} or ${ARCHIVE_TYPES[0]}`);
   const form = await receiveForm(req, dir, limits);
   const { name } = validate(DatasetUploadQuery, form.name === undefined ? {} : { name: form.name }, 'form');
-  return form.archive === null ? add(name, form.entries) : addArchive(name, form.archive);
+  if (form.archive !== null) return addArchive(datasets, form.archive, { tenant, name, limits });
+  return datasets.add(tenant, { name, ...(await checkDataset(form.entries, limits)) });
+}
+
+/** Checks every file of an archive on disk, then stores them as a dataset. */
+export async function addArchive(
+  datasets: DatasetStore,
+  path: string,
+  { tenant, name, limits, id }: { tenant: string; name: string; limits: DatasetLimits; id?: string },
+): Promise<Dataset> {
+  const archive = await openArchive(path, limits);
+  try {
+    return await datasets.add(tenant, { name, ...(await checkDataset(archive.entries, limits)) }, id);
+  } finally {
+    archive.close();
+  }
 }

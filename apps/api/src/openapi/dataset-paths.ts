@@ -1,11 +1,24 @@
-import { Dataset, DatasetList, DatasetListQuery, DatasetUploadQuery } from '@atelier/shared';
+import {
+  Dataset,
+  DatasetList,
+  DatasetListQuery,
+  DatasetUpload,
+  DatasetUploadQuery,
+  DatasetUploadRequest,
+} from '@atelier/shared';
 import { z } from 'zod';
 import type { ZodOpenApiPathsObject, ZodOpenApiResponseObject } from 'zod-openapi';
-import { datasetExample, datasetSummaryExample } from './examples.ts';
+import {
+  datasetExample,
+  datasetSummaryExample,
+  datasetUploadExample,
+  datasetUploadRequestExample,
+} from './examples.ts';
 import { commonHeaders, problems } from './problems.ts';
 
 const tags = ['datasets'];
 const path = z.object({ id: Dataset.shape.id });
+const uploadPath = z.object({ id: DatasetUpload.shape.id });
 
 function json(
   description: string,
@@ -78,6 +91,88 @@ export const datasetPaths: ZodOpenApiPathsObject = {
           'payload_too_large',
           'unsupported_media_type',
           'dataset_invalid',
+          'store_unavailable',
+        ),
+      },
+    },
+  },
+  '/v1/datasets/uploads': {
+    post: {
+      tags,
+      operationId: 'announceDatasetUpload',
+      summary: 'Announce a large archive and learn where to send it',
+      description:
+        'The archive goes past the API to the bucket where there is one. Send it to `url` by `method` with `headers`, ' +
+        'then `POST /v1/datasets/uploads/{id}/complete`. The answer is the same for every store: only the host of ' +
+        '`url` differs.',
+      requestBody: {
+        required: true,
+        content: {
+          'application/json': { schema: DatasetUploadRequest, example: datasetUploadRequestExample },
+        },
+      },
+      responses: {
+        201: json('What to send where', DatasetUpload, datasetUploadExample),
+        ...problems(
+          'validation_failed',
+          'invalid_json',
+          'unauthorized',
+          'payload_too_large',
+          'unsupported_media_type',
+          'store_unavailable',
+        ),
+      },
+    },
+  },
+  '/v1/datasets/uploads/{id}': {
+    put: {
+      tags,
+      operationId: 'sendDatasetUpload',
+      summary: 'Send an announced archive where the store takes none itself',
+      description: '`url` of an announcement. It asks for the token of the announcement, not for a key.',
+      security: [],
+      requestParams: {
+        path: uploadPath,
+        header: z.object({ 'X-Upload-Token': z.string().meta({ description: 'From the announcement' }) }),
+      },
+      requestBody: { required: true, content: { 'application/zip': { schema: binary } } },
+      responses: {
+        200: { description: 'It is there whole', headers: z.object(commonHeaders) },
+        ...problems(
+          'validation_failed',
+          'unauthorized',
+          'not_found',
+          'conflict',
+          'upload_expired',
+          'payload_too_large',
+          'unsupported_media_type',
+          'store_unavailable',
+        ),
+      },
+    },
+  },
+  '/v1/datasets/uploads/{id}/complete': {
+    post: {
+      tags,
+      operationId: 'completeDatasetUpload',
+      summary: 'Make a sent archive a dataset',
+      description:
+        'The archive is compared with the announcement, then checked like one that is uploaded directly. Possible ' +
+        'once: `conflict` says which dataset it has become, or that nothing was sent yet. An archive that is refused ' +
+        'is removed with its upload. What is not completed within 12 hours of the announcement is removed.',
+      requestParams: { path: uploadPath },
+      responses: {
+        201: json('The dataset', Dataset, datasetExample, {
+          Location: z.string().meta({ description: 'Path of the dataset' }),
+        }),
+        ...problems(
+          'unauthorized',
+          'not_found',
+          'conflict',
+          'upload_expired',
+          'payload_too_large',
+          'dataset_invalid',
+          'queue_unavailable',
           'store_unavailable',
         ),
       },

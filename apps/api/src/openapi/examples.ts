@@ -2,6 +2,8 @@ import { TrainingInput } from '@atelier/shared';
 import type {
   Dataset,
   DatasetSummary,
+  DatasetUpload,
+  DatasetUploadRequest,
   GenerationJob,
   GenerationRequest,
   LoraVersionView,
@@ -135,6 +137,21 @@ export const datasetExample: Dataset = {
       sha256: 'd4735e3a265e16eee03f59718b9b5d03019c07d8b6c51f90da3a666eec13ab35',
     },
   ],
+};
+
+export const datasetUploadRequestExample: DatasetUploadRequest = {
+  filename: 'Ink Wash.zip',
+  size: 734_003_200,
+  sha256: 'ef2d127de37b942baad06145e54b0c619a1f22327b2ebbcfbec78f5564afe39d',
+};
+
+export const datasetUploadExample: DatasetUpload = {
+  id: 'upl_0199b1a6c1d27a6e8f0b8d8a3f6f0c11',
+  url: 'https://atelier.s3.eu-central-1.amazonaws.com/tenants/default/uploads/upl_0199…/archive.zip?X-Amz-Algorithm=…',
+  method: 'PUT',
+  headers: { 'Content-Type': 'application/zip' },
+  expires_at: '2026-11-24T10:15:00.000Z',
+  max_bytes: 2_147_483_648,
 };
 
 export const trainingRequestExample: Partial<TrainingRequest> = {

@@ -9,6 +9,7 @@ import {
 } from '@atelier/shared';
 import type { IRouter, Request } from 'express';
 import { tenantOf } from '../auth.ts';
+import { sweepDatasets } from '../datasets/sweep.ts';
 import { uploadDataset } from '../datasets/upload.ts';
 import type { ApiDeps } from '../deps.ts';
 import { resource } from '../resource.ts';
@@ -16,15 +17,10 @@ import type { ScratchFolder } from '../uploads/scratch.ts';
 import { validate } from '../validation/validate.ts';
 
 /** Pictures and prompts to train on: upload, look at, delete. */
-export function datasetRoutes(
-  router: IRouter,
-  { jobs, log, redis, settings, store }: ApiDeps,
-  scratch: ScratchFolder,
-): void {
+export function datasetRoutes(router: IRouter, deps: ApiDeps, scratch: ScratchFolder): void {
+  const { jobs, redis, settings, store } = deps;
   const datasets = new DatasetStore(store);
-  datasets
-    .sweep(tenantOf())
-    .catch((err: unknown) => log.warn({ err }, 'rests of datasets could not be removed'));
+  sweepDatasets(deps);
 
   const read = async (req: Request): Promise<Dataset> => {
     const id = String(req.params['id']);

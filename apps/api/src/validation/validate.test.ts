@@ -13,6 +13,12 @@ function messageOf(schema: z.ZodType, value: unknown): string {
   throw new Error('the value was accepted');
 }
 
+test('a pattern is told in the words of its schema', () => {
+  const schema = z.object({ name: z.string().regex(/^a$/, { error: 'allowed is the letter a' }) });
+  expect(messageOf(schema, { name: 'b' })).toBe('name: found "b", allowed is the letter a');
+  expect(messageOf(schema, { name: 1 })).toBe('name: found 1, allowed is text');
+});
+
 const FIELDS =
   'prompt, model, styles, width, height, steps, guidance, seed, count, format, image, priority, metadata';
 

@@ -68,6 +68,9 @@ function describeIssue(root: SchemaNode, value: unknown, issue: z.core.$ZodIssue
     return [{ field, message: `found a name of ${size(issue.path.at(-1))}, ${describeAllowed(names)}` }];
   }
   const input = valueAt(value, issue.path);
+  // A pattern is no help to a person: schemas with one say in words what it allows.
+  if (issue.code === 'invalid_format' && issue.message.startsWith('allowed '))
+    return [{ field, message: `found ${describeFound(input)}, ${issue.message}` }];
   const bySize = node.type === 'string' && (issue.code === 'too_big' || issue.code === 'too_small');
   const found = bySize ? size(input) : describeFound(input);
   const nearest = typeof input === 'number' ? nearestMultiples(input, node) : [];

@@ -52,5 +52,33 @@ export const DatasetListQuery = z.strictObject({
     .meta({ description: '`next_cursor` of the page before' }),
 });
 
+/** Body of POST /v1/datasets/uploads. */
+export const DatasetUploadRequest = z
+  .strictObject({
+    size: z.int().min(1).meta({ description: 'Bytes of the zip archive', example: 734_003_200 }),
+    name: LoraName.optional().meta({ description: 'Of the dataset; made from `filename` when absent' }),
+    filename: z.string().min(1).max(255).optional().meta({ example: 'Ink Wash.zip' }),
+    sha256: z
+      .string()
+      .regex(/^[0-9a-f]{64}$/, { error: 'allowed are 64 hexadecimal digits in lower case' })
+      .optional()
+      .meta({ description: 'Of the archive; what is uploaded is compared with it' }),
+  })
+  .meta({ id: 'DatasetUploadRequest' });
+export type DatasetUploadRequest = z.infer<typeof DatasetUploadRequest>;
+
+/** Where the archive is to be sent, whoever serves that URL: the bucket, or the API itself. */
+export const DatasetUpload = z
+  .strictObject({
+    id: z.string().meta({ example: 'upl_0199b1a6c1d27a6e8f0b8d8a3f6f0c11' }),
+    url: z.string(),
+    method: z.literal('PUT'),
+    headers: z.record(z.string(), z.string()).meta({ description: 'To be sent as they are, no key besides' }),
+    expires_at: z.iso.datetime().meta({ description: 'The request to `url` must begin before' }),
+    max_bytes: z.int().meta({ description: 'Largest archive that is taken in this way' }),
+  })
+  .meta({ id: 'DatasetUpload' });
+export type DatasetUpload = z.infer<typeof DatasetUpload>;
+
 /** Query of POST /v1/datasets when the body is an archive; in a form these are fields. */
 export const DatasetUploadQuery = z.strictObject({ name: LoraName });

@@ -2,7 +2,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { FolderStore } from '../object-store/folder-store.ts';
-import { datasetFileKey, datasetIdTime, datasetKey, newDatasetId } from './names.ts';
+import { datasetFileKey, idTime, datasetKey, newDatasetId } from './names.ts';
 import { DatasetStore, type NewDatasetFile } from './store.ts';
 
 const TENANT = 'default';
@@ -84,6 +84,6 @@ test('a sweep removes what a dead process left, but neither a dataset nor an upl
 
 test('an id carries its time', () => {
   const before = Date.now();
-  expect(datasetIdTime(newDatasetId())).toBeGreaterThanOrEqual(before);
-  expect(datasetIdTime(newDatasetId())).toBeLessThanOrEqual(Date.now());
+  expect(idTime(newDatasetId())).toBeGreaterThanOrEqual(before);
+  expect(idTime(newDatasetId())).toBeLessThanOrEqual(Date.now());
 });

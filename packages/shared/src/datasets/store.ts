@@ -4,7 +4,7 @@ import { AtelierError } from '../errors.ts';
 import type { ObjectStore } from '../object-store/types.ts';
 import {
   datasetFileKey,
-  datasetIdTime,
+  idTime,
   datasetKey,
   datasetPrefix,
   datasetsPrefix,
@@ -44,9 +44,15 @@ export class DatasetStore {
     this.#store = store;
   }
 
-  /** Stores files and makes them a dataset; on an error none of them stays. */
-  async add(tenant: string, { name, warnings, files }: NewDataset): Promise<Dataset> {
-    const id = newDatasetId();
+  /**
+   * Stores files and makes them a dataset; on an error none of them stays.
+   * @param id of {@link newDatasetId}, never given before
+   */
+  async add(
+    tenant: string,
+    { name, warnings, files }: NewDataset,
+    id: string = newDatasetId(),
+  ): Promise<Dataset> {
     const dataset: Dataset = {
       id,
       name,
@@ -123,7 +129,7 @@ export class DatasetStore {
    */
   async sweep(tenant: string, now = Date.now()): Promise<void> {
     for await (const { id, visible } of this.#ids(tenant))
-      if (!visible && now - datasetIdTime(id) > ABANDONED_MS) await this.delete(tenant, id);
+      if (!visible && now - idTime(id) > ABANDONED_MS) await this.delete(tenant, id);
   }
 
   /** Every id below the tenant's prefix: one listing of one object each, however many files a dataset has. */

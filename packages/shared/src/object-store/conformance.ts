@@ -141,8 +141,8 @@ export function describeObjectStore(
       const signed = await store.presignPut?.('in/a@1.zip', options);
       if (signed === undefined) return;
       const { url, headers } = signed;
-      const send = async (to: string, text: string, more = {}) =>
-        (await fetch(to, { method: 'PUT', body: text, headers: { ...headers, ...more } })).status;
+      const send = async (to: string, sent: string, more = {}) =>
+        (await fetch(to, { method: 'PUT', body: sent, headers: { ...headers, ...more } })).status;
       expect(await send(url, `${body}!`)).toBe(403);
       expect(await send(url, body.slice(1))).toBe(403);
       expect(await send(url, body, { 'Content-Type': 'text/html' })).toBe(403);
