@@ -4,6 +4,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Dataset } from '@atelier/shared';
 import sharp from 'sharp';
+import { sendDataset } from '../../apps/cli/src/commands/datasets.ts';
+import { StudioClient } from '../../apps/cli/src/client.ts';
 import { type TestApi, startTestApi } from '../support/api.ts';
 import { zip } from '../support/zip.ts';
 
@@ -65,6 +67,29 @@ test('an archive is uploaded under a name of its own, and shown as JSON', async 
   expect(JSON.parse((await datasets('--json')).stdout)).toMatchObject({
     data: [{ name: 'my-pictures' }, { name: 'red' }],
   });
+});
+
+test('a large folder or archive is announced, sent as one archive and completed', async () => {
+  const client = new StudioClient(api.url, KEY);
+  const direct = await sendDataset(client, SAMPLE, { json: true });
+  const announced = await sendDataset(client, SAMPLE, { json: true, name: 'large' }, 1_000_000);
+  expect(announced).toMatchObject({ name: 'large', items: 200, files: direct.files });
+
+  const path = join(dir, 'large.zip');
+  const data = await sharp({ create: { width: 8, height: 8, channels: 3, background: 'red' } })
+    .png()
+    .toBuffer();
+  const pair = [
+    { name: 'images/1.png', data },
+    { name: 'prompts/1.txt', data: 'red' },
+  ];
+  await writeFile(path, zip(pair));
+  expect(await sendDataset(client, path, { json: true }, 1)).toMatchObject({ name: 'large', items: 1 });
+  await writeFile(path, zip(pair.slice(1)));
+  const refused = sendDataset(client, path, { json: true }, 1);
+  await expect(refused).rejects.toMatchObject({ code: 'dataset_invalid' });
+  const sent = (await api.store.list('')).objects.filter(({ key }) => key.endsWith('.zip'));
+  expect(sent).toEqual([]);
 });
 
 test('what is wrong is listed file by file; what is no dataset is not sent', async () => {

@@ -16,6 +16,8 @@ import {
   datasetKey,
 } from '@atelier/shared';
 import sharp from 'sharp';
+import { StudioClient } from '../../apps/cli/src/client.ts';
+import { sendDataset } from '../../apps/cli/src/commands/datasets.ts';
 import { type GpuWorker, startGpuWorker } from '../../apps/gpu-worker/src/worker.ts';
 import { type TestApi, expectJson, expectProblem, startTestApi, submit } from '../support/api.ts';
 import { announced, describeDatasetUploads, send } from '../support/dataset-uploads.ts';
@@ -146,6 +148,14 @@ if (!available) console.warn('The studio is NOT tested with S3: no versitygw, an
   describe('announced uploads', () => {
     beforeEach(() => emptyStore(api));
     describeDatasetUploads(() => api);
+
+    test('are what the command line does with a large folder', async () => {
+      const folder = join(import.meta.dirname, '../../examples/ink-wash');
+      const made = await sendDataset(new StudioClient(api.url), folder, { json: true }, 1_000_000);
+      expect(made).toMatchObject({ name: 'ink-wash', items: 200, warnings: [] });
+      const [upload, ...rest] = (await api.store.list('tenants/default/uploads/')).objects;
+      expect([upload!.key, rest]).toEqual([expect.stringMatching(/upload\.json$/), []]);
+    });
 
     test('go to the bucket, not through the API, and no key goes along', async () => {
       const upload = await announced(api);

@@ -1,7 +1,8 @@
 import { openAsBlob } from 'node:fs';
 import { readdir, stat } from 'node:fs/promises';
-import { basename, extname, join, resolve } from 'node:path';
+import { basename, dirname, extname, join, resolve } from 'node:path';
 import type { Dataset, DatasetList, DatasetSummary } from '@atelier/shared';
+import { type LocalFile, archiveOfFile, archiveOfFiles, uploadArchive } from '../archive-upload.ts';
 import { StudioClient } from '../client.ts';
 import { CliError } from '../errors.ts';
 import { bytes, dim, green, printJson, table } from '../output.ts';
@@ -13,11 +14,15 @@ interface Options {
   json?: boolean;
 }
 
-/** A request body, and about how many bytes it has. */
+/** What is to be uploaded, and about how many bytes it has. */
 interface Upload {
-  form: FormData;
+  /** null when it is an archive. */
+  files: LocalFile[] | null;
   size: number;
 }
+
+/** From here on an archive goes to the studio's bucket rather than through the studio. */
+const ANNOUNCE_FROM_BYTES = 256 * 2 ** 20;
 
 /** The datasets of the studio, oldest first. */
 export async function listDatasets(options: Options): Promise<void> {
@@ -51,19 +56,30 @@ export async function uploadDataset(path: string, options: Options & { name?: st
   printDataset(dataset);
 }
 
-/** Uploads with a bar unless JSON is asked for. @throws CliError `file_missing`, or what the studio answers */
+/**
+ * Uploads with a bar unless JSON is asked for.
+ * @param announceFrom bytes from which on the upload is announced as an archive
+ * @throws CliError `file_missing`, or what the studio answers
+ */
 export async function sendDataset(
   client: StudioClient,
   path: string,
   options: { name?: string; json?: boolean },
+  announceFrom: number = ANNOUNCE_FROM_BYTES,
 ): Promise<Dataset> {
-  const { form, size } = await uploadOf(path);
+  const { files, size } = await uploadOf(path);
   const folder = basename(resolve(path));
-  form.set('name', options.name ?? slug(basename(folder, extname(folder))));
+  const name = options.name ?? slug(basename(folder, extname(folder)));
   const bar = options.json ? null : progressBar('uploading', Math.max(size, 1));
-  return send(client, form, (sent) =>
-    bar?.update(sent, sent < size ? bytes(sent) : 'the studio checks the files'),
-  ).finally(() => bar?.stop());
+  const onProgress = (sent: number) =>
+    bar?.update(sent, sent < size ? bytes(sent) : 'the studio checks the files');
+  try {
+    if (size < announceFrom) return await send(client, await formOf(path, name, files), onProgress);
+    const archive = files ? await archiveOfFiles(files) : archiveOfFile(path, size);
+    return await uploadArchive(client, name, archive, onProgress);
+  } finally {
+    bar?.stop();
+  }
 }
 
 /** What was uploaded, for people. */
@@ -84,11 +100,8 @@ async function uploadOf(path: string): Promise<Upload> {
   const info = await stat(path).catch((cause: unknown) => {
     throw new CliError('file_missing', `${path} cannot be read: ${String(cause)}`, { cause });
   });
-  const form = new FormData();
-  if (!info.isDirectory()) {
-    form.set('archive', await openAsBlob(path), basename(path));
-    return { form, size: info.size };
-  }
+  if (!info.isDirectory()) return { files: null, size: info.size };
+  const files: LocalFile[] = [];
   let size = 0;
   for (const part of ['images', 'prompts']) {
     const names = await readdir(join(path, part)).catch((cause: unknown) => {
@@ -97,12 +110,21 @@ async function uploadOf(path: string): Promise<Upload> {
     });
     // Whether a file belongs to a dataset is for the studio to say: all are sent, but what systems hide.
     for (const name of names.filter((file) => !file.startsWith('.')).sort()) {
-      const file = await openAsBlob(join(path, part, name));
-      form.append(part, file, name);
-      size += file.size;
+      const file = join(path, part, name);
+      files.push({ path: file, name: `${part}/${name}` });
+      size += (await stat(file)).size;
     }
   }
-  return { form, size };
+  return { files, size };
+}
+
+async function formOf(path: string, name: string, files: readonly LocalFile[] | null): Promise<FormData> {
+  const form = new FormData();
+  form.set('name', name);
+  if (!files) form.set('archive', await openAsBlob(path), basename(path));
+  for (const file of files ?? [])
+    form.append(dirname(file.name), await openAsBlob(file.path), basename(file.name));
+  return form;
 }
 
 /** Sends a form and tells how many bytes have gone, which fetch itself does not. */
