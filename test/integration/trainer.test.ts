@@ -6,6 +6,7 @@ import {
   Catalog,
   DatasetStore,
   type JobRecord,
+  type JobRef,
   TrainingInput,
   TrainingMetrics,
   createLogger,
@@ -13,6 +14,7 @@ import {
   listWorkers,
   trainingMetricsKey,
   trainingPrefix,
+  trainingSampleKey,
 } from '@atelier/shared';
 import sharp from 'sharp';
 import { type Trainer, startTrainer } from '../../apps/trainer/src/trainer.ts';
@@ -72,7 +74,10 @@ async function submit(input: Partial<TrainingInput> & { name: string }): Promise
   return record;
 }
 
-async function withTrainer<T>(work: (trainer: Trainer) => Promise<T>): Promise<T> {
+async function withTrainer<T>(
+  work: (trainer: Trainer) => Promise<T>,
+  spawnEngine = (onLog: (line: string) => void) => EngineProcess.spawn({ onLog }),
+): Promise<T> {
   const config = {
     ...studio.config,
     ATELIER_CACHE_DIR: join(studio.config.ATELIER_DATA_DIR, 'cache'),
@@ -85,7 +90,7 @@ async function withTrainer<T>(work: (trainer: Trainer) => Promise<T>): Promise<T
     redis,
     store: studio.store,
     catalog,
-    spawnEngine: (onLog) => EngineProcess.spawn({ onLog }),
+    spawnEngine,
     log: createLogger(config, 'trainer'),
   });
   try {
@@ -99,7 +104,11 @@ async function withTrainer<T>(work: (trainer: Trainer) => Promise<T>): Promise<T
 const ended = async (job: JobRecord): Promise<JobRecord> => (await studio.jobs.wait(job, 45_000))!;
 const atStep = (job: JobRecord, step: number): Promise<void> =>
   until(async () => (await studio.jobs.get(job))!.progress.step >= step);
-const keys = async (job: JobRecord): Promise<string[]> =>
+async function metricsOf(ref: JobRef): Promise<TrainingMetrics | null> {
+  const file = await studio.store.get(trainingMetricsKey(ref));
+  return file && TrainingMetrics.parse(JSON.parse((await buffer(file.body)).toString()));
+}
+const keys = async (job: JobRef): Promise<string[]> =>
   (await studio.store.list(trainingPrefix(job))).objects.map(({ key }) => key);
 
 test('a dataset becomes versions of a LoRA, and what was measured is kept', async () => {
@@ -108,7 +117,13 @@ test('a dataset becomes versions of a LoRA, and what was measured is kept', asyn
     expect(await listWorkers(client)).toEqual([
       expect.objectContaining({ id: trainer.id, kind: 'training', provider: 'cpu', pid: process.pid }),
     ]);
-    const job = await submit({ name: 'ink', trigger_word: 'inkwash', validation_every: 4 });
+    const job = await submit({
+      name: 'ink',
+      trigger_word: 'inkwash',
+      validation_every: 4,
+      min_snr_gamma: 5,
+      sample_prompts: ['a heron', 'eine Möwe'],
+    });
     expect(await ended(job)).toMatchObject({
       status: 'succeeded',
       attempts: 1,
@@ -130,8 +145,7 @@ test('a dataset becomes versions of a LoRA, and what was measured is kept', asyn
       provenance: { source: 'training', training_job: id },
     });
 
-  const file = await studio.store.get(trainingMetricsKey({ tenant, id }));
-  const metrics = TrainingMetrics.parse(JSON.parse((await buffer(file!.body)).toString()));
+  const metrics = (await metricsOf({ tenant, id }))!;
   expect(metrics.steps.map(({ step }) => step)).toEqual([1, 2, 3, 4, 5, 6]);
   expect(metrics.steps.every(({ loss }) => loss > 0)).toBe(true);
   expect(metrics.validation.map(({ epoch }) => epoch)).toEqual([0, 1, 2]);
@@ -139,11 +153,31 @@ test('a dataset becomes versions of a LoRA, and what was measured is kept', asyn
     { epoch: 1, step: 3, lora: 'ink@1' },
     { epoch: 2, step: 6, lora: 'ink@2' },
   ]);
-  expect(await keys({ tenant, id } as JobRecord)).toEqual([trainingMetricsKey({ tenant, id })]);
+  expect(metrics.samples.map(({ epoch, step, index, seed }) => [epoch, step, index, seed])).toEqual([
+    [0, 0, 0, 42],
+    [0, 0, 1, 43],
+    [1, 3, 0, 42],
+    [1, 3, 1, 43],
+    [2, 6, 0, 42],
+    [2, 6, 1, 43],
+  ]);
+  for (const { step, index, sha256 } of metrics.samples) {
+    const stored = await studio.store.get(trainingSampleKey({ tenant, id }, step, index));
+    const bytes = await buffer(stored!.body);
+    expect(createHash('sha256').update(bytes).digest('hex')).toBe(sha256);
+    expect(await sharp(bytes).metadata()).toMatchObject({
+      format: 'png',
+      width: 64,
+      height: 64,
+      channels: 3,
+    });
+  }
+  const samples = metrics.samples.map(({ step, index }) => trainingSampleKey({ tenant, id }, step, index));
+  expect(await keys({ tenant, id })).toEqual([trainingMetricsKey({ tenant, id }), ...samples].sort());
 });
 
 test('a training that two trainers share ends as that of one does, to the byte', async () => {
-  const plan = { max_epochs: 30, save_every_n_epochs: 10 };
+  const plan = { max_epochs: 30, save_every_n_epochs: 10, sample_prompts: ['a heron'], validation_every: 4 };
   const undisturbed = await submit({ name: 'alone', ...plan });
   await withTrainer(() => ended(undisturbed));
   const job = await submit({ name: 'shared', ...plan });
@@ -151,7 +185,7 @@ test('a training that two trainers share ends as that of one does, to the byte',
   const between = (await studio.jobs.get(job))!;
   expect(between).toMatchObject({ status: 'queued', attempts: 0 });
   const stoppedAt = between.progress.step;
-  expect(stoppedAt).toBeLessThan(120);
+  expect(stoppedAt).toBeLessThan(90);
   expect(await keys(job)).toContainEqual(expect.stringMatching(/\/resume\.json$/));
   await withTrainer(() => ended(job));
   expect(await studio.jobs.get(job)).toMatchObject({ status: 'succeeded', attempts: 1, error: null });
@@ -160,6 +194,64 @@ test('a training that two trainers share ends as that of one does, to the byte',
     (await studio.loras.get(T, name))!.versions.map(({ sha256 }) => sha256);
   expect(await hashes('alone')).toHaveLength(3);
   expect(await hashes('shared')).toEqual(await hashes('alone'));
+  const { checkpoints, ...one } = (await metricsOf(undisturbed))!;
+  expect(await metricsOf(job)).toMatchObject(one);
+  expect(one.samples.map(({ step }) => step)).toEqual([0, 30, 60, 90]);
+  expect(checkpoints).toHaveLength(3);
+});
+
+test('an engine that dies costs what came after the checkpoint, and the measurements say so', async () => {
+  const engines: EngineProcess[] = [];
+  const spawn = (onLog: (line: string) => void): EngineProcess => {
+    engines.push(EngineProcess.spawn({ onLog }));
+    return engines.at(-1)!;
+  };
+  const plan = { max_epochs: 30, save_every_n_epochs: 10, sample_prompts: ['a heron'] };
+  const job = await submit({ name: 'crashed', ...plan });
+  await withTrainer(async () => {
+    // Far enough behind the first checkpoint, at step 40, that measurements of later steps are in the store.
+    await until(async () => ((await metricsOf(job))?.steps.length ?? 0) > 41);
+    engines[0]!.kill();
+    expect(await ended(job)).toMatchObject({ status: 'succeeded', attempts: 2 });
+  }, spawn);
+  const metrics = (await metricsOf(job))!;
+  expect(metrics.steps.map(({ step }) => step)).toEqual(Array.from({ length: 120 }, (_, i) => i + 1));
+  expect(metrics.samples.map(({ step }) => step)).toEqual([0, 40, 80, 120]);
+  expect(metrics.checkpoints.map(({ step, lora }) => [step, lora])).toEqual([
+    [40, 'crashed@1'],
+    [80, 'crashed@2'],
+    [120, 'crashed@3'],
+  ]);
+});
+
+test('what a running training measures can be seen before its first checkpoint', async () => {
+  await withTrainer(async () => {
+    const job = await submit({ name: 'live', max_epochs: 1_000, save_every_n_epochs: 1_000 });
+    await until(async () => ((await metricsOf(job))?.steps.length ?? 0) > 0);
+    const first = (await metricsOf(job))!.steps.length;
+    await until(async () => (await metricsOf(job))!.steps.length > first);
+    expect((await metricsOf(job))!.checkpoints).toEqual([]);
+    await studio.jobs.requestCancel(job);
+    expect(await ended(job)).toMatchObject({ status: 'canceled' });
+    const { step } = (await studio.jobs.get(job))!.progress;
+    expect((await metricsOf(job))!.steps.length).toBeGreaterThanOrEqual(step);
+  });
+});
+
+test('a training that is canceled while it draws stops between two steps of a picture', async () => {
+  await withTrainer(async () => {
+    const job = await submit({
+      name: 'drawing',
+      sample_prompts: Array<string>(8).fill('a heron'),
+      resolution: 256,
+    });
+    await until(async () => ((await metricsOf(job))?.samples.length ?? 0) > 0);
+    await studio.jobs.requestCancel(job);
+    expect(await ended(job)).toMatchObject({ status: 'canceled', progress: { step: 0 } });
+    const { samples } = (await metricsOf(job))!;
+    expect(samples.length).toBeLessThan(8);
+    expect((await keys(job)).filter((key) => key.endsWith('.png'))).toHaveLength(samples.length);
+  });
 });
 
 test('a job to cancel stops, and publishes nothing more', async () => {
