@@ -168,21 +168,51 @@ program
     new Option('--timestep-sampling <how>', 'default: shift').choices(['shift', 'sigmoid', 'uniform']),
   )
   .option('--caption-dropout <x>', 'share of pictures trained without their prompt (default: 0)', number)
+  .option(
+    '--min-snr-gamma <x>',
+    'weigh noise levels as Min-SNR does; 5 is usual (default: all alike)',
+    number,
+  )
   .option('--trigger-word <words>', 'put in front of prompts that lack it')
   .option('--validation-every <k>', 'hold every k-th picture back to measure the loss on', number)
+  .option('--sample-prompt <text>', 'draw this before training and at each version; can be repeated', list)
+  .option('--samples-dir <folder>', 'where samples are saved (default: .atelier/samples/<id>)')
   .option('--seed <n>', 'default: 42', number)
   .option('--skip-bad', 'train on what is good instead of refusing a dataset with a problem')
+  .addOption(new Option('--priority <which>', 'default: normal').choices(['low', 'normal', 'high']))
+  .option('--metadata <key=value>', 'a note in the job; can be repeated', pairs)
   .addOption(url())
   .addOption(json())
   .action(async (dataset: string, options) => (await import('./commands/train.ts')).train(dataset, options));
 
 program
   .command('jobs')
-  .description('list the latest jobs, or show one')
+  .description('list the latest generations and trainings, or show one')
   .argument('[id]', 'a job id')
+  .addOption(new Option('--kind <kind>', 'only jobs of this kind').choices(['generation', 'training']))
+  .addOption(
+    new Option('--status <status>', 'only jobs in this status').choices([
+      'queued',
+      'running',
+      'succeeded',
+      'failed',
+      'canceled',
+    ]),
+  )
+  .option('--limit <n>', 'at most this many (default: 20)', number)
+  .option('--follow', 'show the job until it ends; Ctrl-C leaves it alone')
+  .option('--samples-dir <folder>', 'where samples of a followed training are saved')
   .addOption(url())
   .addOption(json())
   .action(async (id: string | undefined, options) => (await import('./commands/jobs.ts')).jobs(id, options));
+
+program
+  .command('cancel')
+  .description('stop a generation or a training; a training keeps the versions it has made')
+  .argument('<id>', 'a job id')
+  .addOption(url())
+  .addOption(json())
+  .action(async (id: string, options) => (await import('./commands/jobs.ts')).cancel(id, options));
 
 program
   .command('models')
@@ -199,6 +229,12 @@ function styles(text: string, before: readonly StyleArgument[] = []): StyleArgum
 
 function list(text: string, before: readonly string[] = []): string[] {
   return [...before, text];
+}
+
+function pairs(text: string, before: Record<string, string> = {}): Record<string, string> {
+  const at = text.indexOf('=');
+  if (at < 1) throw new InvalidArgumentError('key=value is needed.');
+  return { ...before, [text.slice(0, at)]: text.slice(at + 1) };
 }
 
 function number(text: string): number {

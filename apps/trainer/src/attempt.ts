@@ -83,6 +83,7 @@ export async function runAttempt(
     }
     await patiently(() => checkpoints.save(saved));
     await patiently(() => measured.save());
+    log.info({ epoch, step }, 'checkpoint stored');
   };
   const onSample = async (event: SampleEvent): Promise<void> => {
     measured.addSample(await patiently(() => saveSample(store, attempt, event)));

@@ -25,7 +25,7 @@ export async function up(options: UpOptions): Promise<void> {
     onLine: (service, line) => {
       const shown = options.json ? line : formatLine(service, line, options.verbose ?? false);
       if (shown !== null) process.stdout.write(`${shown}\n`);
-      const jobId = service === 'gpu-worker' ? parseLine(line)?.['job_id'] : undefined;
+      const jobId = service === 'api' ? undefined : parseLine(line)?.['job_id'];
       if (typeof jobId === 'string') narrator?.notice(jobId);
     },
     onPhase: (text) => say(dim(text)),
@@ -39,8 +39,8 @@ export async function up(options: UpOptions): Promise<void> {
         process.stdout.write(`${JSON.stringify({ ready: true, url: studio.url, pids: studio.pids })}\n`);
       else say(banner(studio.url, config.ATELIER_DATA_DIR, performance.now() - started));
       if (!options.json && !options.verbose) {
-        narrator = new JobNarrator(new StudioClient(studio.url), (line) =>
-          say(`${prefix('gpu-worker')} ${line}`),
+        narrator = new JobNarrator(new StudioClient(studio.url), (service, line) =>
+          say(`${prefix(service)} ${line}`),
         );
       }
       await Promise.race([interrupted, studio.failed.then((reason) => Promise.reject(reason))]);

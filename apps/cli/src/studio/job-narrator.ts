@@ -1,22 +1,37 @@
-import type { GenerationJob, JobStatus } from '@atelier/shared';
+import {
+  type GenerationJob,
+  type JobStatus,
+  type TrainingJob,
+  type TrainingMetrics,
+  jobKindOf,
+} from '@atelier/shared';
 import type { StudioClient } from '../client.ts';
 import { dim, duration, green, red, shorten } from '../output.ts';
+import { TrainingNewsReader } from '../training/news.ts';
+import { lossOf, useCommand } from '../training/result.ts';
 
 const REMEMBERED = 1000;
 
+/** What has been told of a job. */
+interface Told {
+  status?: JobStatus;
+  readonly news: TrainingNewsReader;
+}
+
 /**
- * Tells what happens to generations, one line for each change. A log line that carries a job id is the hint that
- * something may have changed; what is told comes from the API, and so is what a client sees.
+ * Tells what happens to jobs, one line for each change: of generations their status, of trainings their versions as
+ * well. A log line that carries a job id is the hint that something may have changed; what is told comes from the
+ * API, and so is what a client sees.
  */
 export class JobNarrator {
   readonly #client: StudioClient;
-  readonly #tell: (line: string) => void;
-  readonly #told = new Map<string, JobStatus>();
+  readonly #tell: (service: string, line: string) => void;
+  readonly #told = new Map<string, Told>();
   readonly #looking = new Set<string>();
   /** Jobs with a hint that came during a look, which may have been too early to see the change. */
   readonly #again = new Set<string>();
 
-  constructor(client: StudioClient, tell: (line: string) => void) {
+  constructor(client: StudioClient, tell: (service: string, line: string) => void) {
     this.#client = client;
     this.#tell = tell;
   }
@@ -27,25 +42,49 @@ export class JobNarrator {
       return;
     }
     this.#looking.add(jobId);
-    void this.#look(jobId).finally(() => {
-      this.#looking.delete(jobId);
-      if (this.#again.delete(jobId)) this.notice(jobId);
-    });
+    // An API that is stopping answers nothing; the next start lists the job all the same.
+    const look = jobKindOf(jobId) === 'training' ? this.#training(jobId) : this.#generation(jobId);
+    void look
+      .catch(() => {})
+      .finally(() => {
+        this.#looking.delete(jobId);
+        if (this.#again.delete(jobId)) this.notice(jobId);
+      });
   }
 
-  async #look(jobId: string): Promise<void> {
-    // An API that is stopping answers nothing; the next start lists the job all the same.
-    const job = await this.#client.get<GenerationJob>(`/v1/generations/${jobId}`).catch(() => null);
-    if (!job || this.#told.get(jobId) === job.status) return;
-    this.#told.set(jobId, job.status);
+  async #generation(jobId: string): Promise<void> {
+    const job = await this.#client.get<GenerationJob>(`/v1/generations/${jobId}`);
+    this.#tellStatus(job, describe(job));
+  }
+
+  async #training(jobId: string): Promise<void> {
+    const path = `/v1/trainings/${jobId}`;
+    const job = await this.#client.get<TrainingJob>(path);
+    const metrics = await this.#client.get<TrainingMetrics>(`${path}/metrics`);
+    const ended = job.finished_at !== null;
+    if (!ended) this.#tellStatus(job, describeTraining(job, metrics));
+    for (const line of versionLines(job, this.#toldOf(job.id).news.take(metrics)))
+      this.#tell('trainer', line);
+    if (ended) this.#tellStatus(job, describeTraining(job, metrics));
+  }
+
+  #tellStatus({ id, kind, status }: GenerationJob | TrainingJob, line: string | null): void {
+    const told = this.#toldOf(id);
+    if (told.status === status) return;
+    told.status = status;
+    if (line !== null) this.#tell(kind === 'training' ? 'trainer' : 'gpu-worker', line);
+  }
+
+  #toldOf(jobId: string): Told {
+    const told = this.#told.get(jobId) ?? { news: new TrainingNewsReader() };
+    this.#told.set(jobId, told);
     // Maps keep the order of insertion: the oldest job goes first.
     for (const [oldest] of this.#told) if (this.#told.size > REMEMBERED) this.#told.delete(oldest);
-    const line = describe(job);
-    if (line !== null) this.#tell(line);
+    return told;
   }
 }
 
-/** One line about a job's present state; null for what needs none. */
+/** One line about a generation's present state; null for what needs none. */
 export function describe(job: GenerationJob): string | null {
   const subject = `${job.id} ${dim(`"${shorten(job.input.prompt, 48)}"`)}`;
   switch (job.status) {
@@ -59,7 +98,7 @@ export function describe(job: GenerationJob): string | null {
       return `${green('done')} ${subject}${took}: ${urls}`;
     }
     case 'failed':
-      return `${red('failed')} ${subject}: ${job.error?.message ?? 'no reason given'} ${dim(`(${job.error?.code ?? '?'})`)}`;
+      return `${red('failed')} ${subject}: ${reasonOf(job)}`;
     case 'canceled':
       return `canceled ${subject}`;
     default: {
@@ -67,4 +106,40 @@ export function describe(job: GenerationJob): string | null {
       return never;
     }
   }
+}
+
+/** One line about a training's present state; null for what needs none. */
+export function describeTraining(job: TrainingJob, metrics: TrainingMetrics): string | null {
+  const subject = `${job.id} ${dim(`"${job.input.name}"`)}`;
+  switch (job.status) {
+    case 'queued':
+      return null;
+    case 'running':
+      return `training ${subject}`;
+    case 'succeeded': {
+      const lora = job.output?.lora ?? job.input.name;
+      const loss = lossOf(metrics);
+      return `${green('trained')} ${subject}${loss === null ? '' : `, ${loss}`}: ${useCommand(lora, job.input)}`;
+    }
+    case 'failed':
+      return `${red('failed')} ${subject}: ${reasonOf(job)}`;
+    case 'canceled':
+      return `canceled ${subject}`;
+    default: {
+      const never: never = job.status;
+      return never;
+    }
+  }
+}
+
+function versionLines(job: TrainingJob, news: ReturnType<TrainingNewsReader['take']>): string[] {
+  return news.flatMap((entry) => {
+    if (entry.type !== 'checkpoint') return [];
+    const loss = entry.validationLoss === null ? '' : `, validation loss ${entry.validationLoss.toFixed(4)}`;
+    return [`${job.id} ${entry.lora} after epoch ${entry.epoch}/${job.input.max_epochs}${loss}`];
+  });
+}
+
+function reasonOf({ error }: GenerationJob | TrainingJob): string {
+  return `${error?.message ?? 'no reason given'} ${dim(`(${error?.code ?? '?'})`)}`;
 }
