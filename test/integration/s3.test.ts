@@ -14,13 +14,14 @@ import {
   createObjectStore,
   createRedis,
   datasetKey,
+  uploadArchiveKey,
 } from '@atelier/shared';
 import sharp from 'sharp';
 import { StudioClient } from '../../apps/cli/src/client.ts';
 import { sendDataset } from '../../apps/cli/src/commands/datasets.ts';
 import { type GpuWorker, startGpuWorker } from '../../apps/gpu-worker/src/worker.ts';
 import { type TestApi, expectJson, expectProblem, startTestApi, submit } from '../support/api.ts';
-import { announced, describeDatasetUploads, send } from '../support/dataset-uploads.ts';
+import { announced, complete, describeDatasetUploads, send } from '../support/dataset-uploads.ts';
 import { emptyStore } from '../support/datasets.ts';
 import { InstantEngine } from '../support/engines.ts';
 import { writeSmallLora } from '../support/lora-files.ts';
@@ -34,6 +35,7 @@ if (!available) console.warn('The studio is NOT tested with S3: no versitygw, an
 (available ? describe : describe.skip)('with S3', () => {
   let server: TestS3;
   let api: TestApi;
+  let env: Record<string, string>;
   let dir: string;
   let worker: GpuWorker;
   let engine: InstantEngine;
@@ -41,7 +43,7 @@ if (!available) console.warn('The studio is NOT tested with S3: no versitygw, an
   beforeAll(async () => {
     server = await startTestS3();
     dir = await mkdtemp(join(tmpdir(), 'atelier-s3-worker-'));
-    const env = {
+    env = {
       ATELIER_STORE: 's3',
       S3_BUCKET: await server.bucket(),
       S3_ENDPOINT: server.endpoint,
@@ -148,6 +150,20 @@ if (!available) console.warn('The studio is NOT tested with S3: no versitygw, an
   describe('announced uploads', () => {
     beforeEach(() => emptyStore(api));
     describeDatasetUploads(() => api);
+
+    test('go through the API where clients cannot reach the bucket', async () => {
+      const inside = await startTestApi({ ...env, ATELIER_PRESIGNED_UPLOADS: 'false' });
+      try {
+        const upload = await announced(inside);
+        expect(upload.url).toBe(`${inside.url}/v1/datasets/uploads/${upload.id}`);
+        expect((await send(upload, Buffer.from('short'))).status).toBe(400);
+        expect(await inside.store.head(uploadArchiveKey('default', upload.id))).toBeNull();
+        expect((await send(upload)).status).toBe(200);
+        await expectJson(await complete(inside, upload.id), 201, Dataset);
+      } finally {
+        await inside.close();
+      }
+    });
 
     test('are what the command line does with a large folder', async () => {
       const folder = join(import.meta.dirname, '../../examples/ink-wash');
