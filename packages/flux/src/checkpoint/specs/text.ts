@@ -156,7 +156,8 @@ export function t5Spec(weights: MappedWeights, config: Config): T5Spec {
   return spec;
 }
 
-function t5Shapes(spec: T5Spec): ExpectedShapes {
+/** Every tensor of a T5 v1.1 encoder of these sizes, by canonical name. */
+export function t5Shapes(spec: T5Spec): ExpectedShapes {
   const { modelDim: d, mlpSize } = spec;
   const inner = spec.numHeads * spec.headDim;
   const table = new ShapeTable();

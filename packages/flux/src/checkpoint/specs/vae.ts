@@ -60,7 +60,7 @@ export function vaeSpec(weights: MappedWeights, config: Config): VaeSpec {
     hasQuantConv: weights.has('quant_conv.weight'),
     hasPostQuantConv: weights.has('post_quant_conv.weight'),
   });
-  checkTensors(weights, expectedShapes(spec));
+  checkTensors(weights, vaeShapes(spec));
   checkConfig(config, spec);
   return spec;
 }
@@ -102,7 +102,7 @@ function checkConfig(config: Config, spec: VaeSpec): void {
 }
 
 /** Every tensor of an AutoencoderKL of these sizes, by canonical name. */
-function expectedShapes(spec: VaeSpec): ExpectedShapes {
+export function vaeShapes(spec: VaeSpec): ExpectedShapes {
   const { blockOutChannels: channels, layersPerBlock, latentChannels } = spec;
   const table = new ShapeTable();
   const first = channels[0]!;
