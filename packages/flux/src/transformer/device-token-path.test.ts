@@ -1,7 +1,7 @@
 import { openTiny, rms, maxAbsError } from '../../../../test/golden/support.ts';
 import type { ComputeType } from '../graph/weights.ts';
 import { readFloat32 } from '../checkpoint/tensor-view.ts';
-import { packLora } from '../graph/packed-lora.ts';
+import { loraFeeds } from '../graph/device-lora.ts';
 import type { Deltas } from '../lora/compose.ts';
 import { GraphSession } from '../runtime/session.ts';
 import { TorchGenerator } from '../sampling/random.ts';
@@ -56,7 +56,7 @@ async function compare(compute: ComputeType, deltas: Deltas) {
   const { denoised } = await many.run(
     {
       ...common,
-      ...packLora(groups, deltas, bias, compute),
+      ...loraFeeds(groups, deltas.size > 0 ? [{ deltas, weight: 1 }] : null, bias, compute),
       latents: { data: latents, dims },
       modulation: { data: modulation, dims: [STEPS.length, size] },
       deltas: { data: Float32Array.from(STEPS), dims: [STEPS.length] },

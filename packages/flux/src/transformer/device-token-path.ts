@@ -2,7 +2,7 @@ import type { TransformerSpec } from '../checkpoint/spec.ts';
 import { ELEMENT_TYPES, GraphBuilder, type GraphModel, type Value } from '../graph/builder.ts';
 import { Linears } from '../graph/linears.ts';
 import { add, gather, mul } from '../graph/ops.ts';
-import { type LoraGroup, PackedLinears, PackedLora } from '../graph/packed-lora.ts';
+import { type LoraGroup, DeviceLinears, DeviceLora } from '../graph/device-lora.ts';
 import { type ComputeType, GraphWeights, type WeightLocator } from '../graph/weights.ts';
 import { type BlockContext, doubleBlockGroups, singleBlockGroups } from './blocks.ts';
 import { modulationLayout, RowModulation } from './modulation.ts';
@@ -29,7 +29,7 @@ type MakeLinears = (g: GraphBuilder, weights: GraphWeights) => Linears;
  * The token path for a device: any number of denoising steps in one run, with or without LoRAs.
  *
  *   latents [S, inChannels], context [T, hidden], modulation [K, M], cos and sin [T + S, headDim / 2], deltas [K],
- *   adapted bool [], lora and lora_sizes (see PackedLora)
+ *   adapted bool [], and those of DeviceLora
  *     -> latents [S, inChannels] after K Euler steps x += delta v
  *
  * What is an input crosses the bus in every run, and LoRAs of FLUX.1 are hundreds of MB: K steps share that. The
@@ -54,16 +54,16 @@ export function buildDeviceTokenPath(
     sin: narrow(g.input('sin', 'float32', ['T+S', spec.headDim / 2])),
   };
   const adapted = g.input('adapted', 'bool', []);
-  const lora = new PackedLora(g, loraGroups(spec, locator), compute);
+  const lora = new DeviceLora(g, loraGroups(spec, locator), compute);
   const denoised = g.op('If', [adapted], shared.latents, {
-    then_branch: branch(g, 'adapted', shared, (body, weights) => new PackedLinears(body, weights, lora)),
+    then_branch: branch(g, 'adapted', shared, (body, weights) => new DeviceLinears(body, weights, lora)),
     else_branch: branch(g, 'plain', shared, (body, weights) => new Linears(body, weights)),
   });
   g.output('denoised', denoised);
   return g.build();
 }
 
-/** All linears of the token path by shared operand: what a PackedLora of this graph is made of. */
+/** All linears of the token path by shared operand: what a DeviceLora of this graph is made of. */
 export function loraGroups(spec: TransformerSpec, locator: WeightLocator): LoraGroup[] {
   const range = (count: number): number[] => Array.from({ length: count }, (_, i) => i);
   return [
