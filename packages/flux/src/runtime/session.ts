@@ -22,6 +22,11 @@ export interface SessionOptions {
    * blocked layouts for convolutions.
    */
   optimization?: 'disabled' | 'basic' | 'all';
+  /**
+   * Whether threads without work spin instead of sleeping; true when absent. They spin on after a run too, so where
+   * many sessions run one after another the threads of all of them take the cores from the one that works.
+   */
+  spinning?: boolean;
 }
 
 /** A graph ready to run. `run` blocks the thread: nothing that renews a lock may share it. */
@@ -35,7 +40,7 @@ export class GraphSession {
   }
 
   static async create(name: string, graph: GraphModel, options: SessionOptions = {}): Promise<GraphSession> {
-    const { provider = 'cpu', threads, optimization = 'disabled' } = options;
+    const { provider = 'cpu', threads, optimization = 'disabled', spinning = true } = options;
     try {
       const session = await InferenceSession.create(graph.bytes, {
         executionProviders: [provider],
@@ -47,6 +52,7 @@ export class GraphSession {
           session: {
             // Weights outside of the arena: it grows in steps of up to 1 GiB, of which they would leave a part unused.
             use_device_allocator_for_initializers: '1',
+            ...(spinning ? {} : { intra_op: { allow_spinning: '0' } }),
             ...(graph.folder ? { model_external_initializers_file_folder_path: graph.folder } : {}),
           },
         },

@@ -95,9 +95,10 @@ export class LoraGradients {
       'single.backward': buildSingleBlock(spec, weights, adapted, 'backward'),
     };
     const sessions: Record<string, TrainingSession> = {};
+    const own: SessionOptions = { ...options, spinning: false };
     for (const [name, graph] of Object.entries(graphs))
-      sessions[name] = await TrainingSession.create(name, graph, options);
-    const conditioner = await AdaptedSession.create('conditioner', buildConditioner(spec, weights), options);
+      sessions[name] = await TrainingSession.create(name, graph, own);
+    const conditioner = await AdaptedSession.create('conditioner', buildConditioner(spec, weights), own);
     return new LoraGradients(spec, new WeightReader(weights), parameters, sessions, conditioner);
   }
 
