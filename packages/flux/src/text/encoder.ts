@@ -1,11 +1,13 @@
 import type { ClipSpec, T5Spec } from '../checkpoint/spec.ts';
 import type { ComputeType, WeightLocator } from '../graph/weights.ts';
 import { GraphSession, type SessionOptions } from '../runtime/session.ts';
+import { POOLED_CACHE_BYTES, PromptCache, TEXT_CACHE_BYTES } from './cache.ts';
 import { buildClip, pooledIndex } from './clip.ts';
 import { StreamedT5 } from './streamed-t5.ts';
 import { ResidentT5, type T5Encoder } from './t5-encoder.ts';
 import { TextTokenizer } from './tokenizer.ts';
 
+/** Kept by the encoder for the next job with the prompt: not to be written to or transferred. */
 export interface EncodedText {
   /** T5 hidden states [maxSequenceLength, modelDim]. */
   text: Float32Array;
@@ -26,15 +28,20 @@ export class TextEncoder {
   readonly #parts: TextEncoderParts;
   readonly #tokenizers: { clip: TextTokenizer; t5: TextTokenizer };
   readonly #sessions: { clip: GraphSession; t5: T5Encoder };
+  readonly #pooled = new PromptCache(POOLED_CACHE_BYTES);
+  /** Shared by the encoders of {@link withClip}: T5 is the same in all of them. */
+  readonly #texts: PromptCache;
 
   private constructor(
     parts: TextEncoderParts,
     tokenizers: { clip: TextTokenizer; t5: TextTokenizer },
     sessions: { clip: GraphSession; t5: T5Encoder },
+    texts = new PromptCache(TEXT_CACHE_BYTES),
   ) {
     this.#parts = parts;
     this.#tokenizers = tokenizers;
     this.#sessions = sessions;
+    this.#texts = texts;
   }
 
   static async load(parts: TextEncoderParts, options: SessionOptions): Promise<TextEncoder> {
@@ -55,18 +62,20 @@ export class TextEncoder {
   /** The same encoders with other weights for CLIP; T5 is shared with this one, which must outlive the result. */
   async withClip(locator: WeightLocator, options: SessionOptions): Promise<TextEncoder> {
     const clip = await GraphSession.create('clip', buildClip(this.#parts.clip.spec, locator), options);
-    return new TextEncoder(this.#parts, this.#tokenizers, { ...this.#sessions, clip });
+    return new TextEncoder(this.#parts, this.#tokenizers, { ...this.#sessions, clip }, this.#texts);
   }
 
   async encode(prompt: string): Promise<EncodedText> {
     const { clip, t5, maxSequenceLength } = this.#parts;
-    const clipIds = this.#tokenizers.clip.encode(prompt, clip.spec.maxPositions);
-    const t5Ids = this.#tokenizers.t5.encode(prompt, maxSequenceLength);
-    const padding = Array.from({ length: maxSequenceLength - t5Ids.length }, () => t5.spec.padTokenId);
-    return {
-      pooled: await this.clipPooled(clipIds),
-      text: await this.t5Hidden([...t5Ids, ...padding]),
-    };
+    const pooled = await this.#pooled.get(prompt, () =>
+      this.clipPooled(this.#tokenizers.clip.encode(prompt, clip.spec.maxPositions)),
+    );
+    const text = await this.#texts.get(prompt, () => {
+      const ids = this.#tokenizers.t5.encode(prompt, maxSequenceLength);
+      const padding = Array.from({ length: maxSequenceLength - ids.length }, () => t5.spec.padTokenId);
+      return this.t5Hidden([...ids, ...padding]);
+    });
+    return { text, pooled };
   }
 
   /** Pooled output [1, hiddenSize] for token ids; what follows the pooled token is not looked at. */
