@@ -1,4 +1,5 @@
 import { decodeTable } from '../checkpoint/dtypes.ts';
+import { FluxError } from '../errors.ts';
 import type { Feed } from '../runtime/session.ts';
 import { type ElementType, ELEMENT_TYPES, type GraphBuilder, type Value } from './builder.ts';
 import { gather, mul } from './ops.ts';
@@ -128,7 +129,13 @@ function isScaled({ scale }: LocatedTensor): boolean {
 
 function storage({ dtype }: LocatedTensor): Storage {
   const found = STORAGE[dtype];
-  if (!found)
-    throw new Error(`weights of type ${dtype} cannot be streamed; ${Object.keys(STORAGE).join(', ')} can`);
+  if (!found) {
+    const allowed = Object.keys(STORAGE);
+    throw new FluxError(
+      'checkpoint_unsupported',
+      `weights of dtype ${dtype} cannot be streamed; allowed are ${allowed.join(', ')}`,
+      { details: { found: dtype, allowed } },
+    );
+  }
   return found;
 }

@@ -84,12 +84,12 @@ export class Variants {
       composeDeltas(loras.map(({ lora, weight }) => ({ deltas: lora[part], weight })));
     const clip = await this.#clip(composed('clip'));
     const deltas = composed('transformer');
-    const { transformer, transformerWeights, mergeable, session } = this.#base;
+    const { transformer, transformerWeights, mergeable } = this.#base;
     if (deltas.size === 0) return { ...clip, transformer, deltas };
     if (!mergeable) return { ...clip, transformer: await this.#adaptedFor(deltas), deltas };
     const changed = new Set(deltas.keys());
     const merged = await withMergedWeights(transformerWeights, deltas, (locator) =>
-      transformer.withWeights(locator, changed, session),
+      transformer.withWeights(locator, changed),
     );
     return {
       text: clip.text,

@@ -6,46 +6,44 @@ import { add, attention, geluTanh, linear, mul, rmsNorm } from '../graph/ops.ts'
 import { cast, StreamedWeights } from '../graph/streamed-weights.ts';
 import type { ComputeType, WeightLocator } from '../graph/weights.ts';
 import { NO_DELTAS } from '../lora/compose.ts';
-import { StreamedGraph } from '../runtime/streamed-graph.ts';
+import { type BuildStreamed, StreamedGraph } from '../runtime/streamed-graph.ts';
 import type { SessionOptions } from '../runtime/session.ts';
 import { WeightStream } from '../runtime/weight-stream.ts';
 import type { T5Encoder } from './t5-encoder.ts';
 import { bucketFeed, positionBias, RELATIVE_BIAS } from './t5.ts';
 
 /**
- * T5 of which only one layer is on the device: each is read from the checkpoint when its turn comes, while the one
- * before it runs. Hidden states [T, modelDim] return to the host between layers.
+ * T5 of which only one layer is on the device, and nothing between two texts: each layer is read from the checkpoint
+ * when its turn comes, while the one before it runs. Hidden states [T, modelDim] return to the host between layers.
  */
 export class StreamedT5 implements T5Encoder {
   readonly #spec: T5Spec;
   readonly #locator: WeightLocator;
-  readonly #layer: StreamedGraph;
-  readonly #norm: StreamedGraph;
+  readonly #compute: ComputeType;
+  readonly #options: SessionOptions;
 
   /** @param compute of the products, but for those that leave the range of fp16 in T5-XXL */
   constructor(spec: T5Spec, locator: WeightLocator, compute: ComputeType, options: SessionOptions) {
     this.#spec = spec;
     this.#locator = locator;
-    this.#layer = new StreamedGraph(
-      't5-layer',
-      locator,
-      (from) => buildT5Layer(spec, from, compute),
-      options,
-    );
-    this.#norm = new StreamedGraph('t5-norm', locator, (from) => buildNorm(spec, from), options);
+    this.#compute = compute;
+    this.#options = options;
   }
 
   async hidden(ids: readonly number[]): Promise<Float32Array> {
     const { layers, modelDim } = this.#spec;
     const dims = [ids.length, modelDim];
     const buckets = bucketFeed(ids.length, this.#spec);
+    const layer = this.#graph('t5-layer', (from) => buildT5Layer(this.#spec, from, this.#compute));
+    // Not worth a context of its own on a device.
+    const norm = this.#graph('t5-norm', (from) => buildNorm(this.#spec, from), { provider: 'cpu' });
     const units = Array.from({ length: layers }, (_, i) =>
       // All layers use the table of the first.
-      this.#layer.unit((name) =>
+      layer.unit((name) =>
         name === RELATIVE_BIAS ? name : name.replace('encoder.block.0.', `encoder.block.${i}.`),
       ),
     );
-    const last = this.#norm.unit();
+    const last = norm.unit();
     const stream = new WeightStream([...units, last].map(({ weights }) => weights));
     try {
       let data = await this.#embed(ids);
@@ -54,19 +52,22 @@ export class StreamedT5 implements T5Encoder {
         const unit = units[index++];
         const x = { data, dims };
         const result = unit
-          ? await this.#layer.run(unit, { x, buckets, ...weights }, ['hidden'], NO_DELTAS)
-          : await this.#norm.run(last, { x, ...weights }, ['hidden'], NO_DELTAS);
+          ? await layer.run(unit, { x, buckets, ...weights }, ['hidden'], NO_DELTAS)
+          : await norm.run(last, { x, ...weights }, ['hidden'], NO_DELTAS);
         data = result.hidden.data;
       }
       return data;
     } finally {
       await stream.close();
+      await layer.release();
+      await norm.release();
     }
   }
 
-  async release(): Promise<void> {
-    await this.#layer.release();
-    await this.#norm.release();
+  async release(): Promise<void> {}
+
+  #graph(name: string, build: BuildStreamed, options: SessionOptions = {}): StreamedGraph {
+    return new StreamedGraph(name, this.#locator, build, { ...this.#options, ...options });
   }
 
   /** Rows of the embedding [ids.length, modelDim]; nothing else of the table is read. */

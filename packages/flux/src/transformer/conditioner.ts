@@ -21,6 +21,26 @@ export function buildConditioner(
 ): GraphModel {
   const g = new GraphBuilder('conditioner');
   const linears = new Linears(g, new GraphWeights(g, locator), adapted);
+  const { activated, context } = embed(g, linears, spec);
+  const { slots } = modulationLayout(spec);
+  g.output(
+    'modulation',
+    concat(
+      g,
+      slots.map((slot) => modulate(g, linears, activated, slot, spec.hiddenSize)),
+      1,
+    ),
+  );
+  g.output('context', context);
+  return g.build();
+}
+
+/** What all modulations are linear in, [N, hidden], and the text tokens at the width of the transformer, [T, hidden]. */
+export function embed(
+  g: GraphBuilder,
+  linears: Linears,
+  spec: TransformerSpec,
+): { activated: Value; context: Value } {
   const mlp = (x: Value, path: string): Value =>
     linears.apply(
       silu(g, linears.apply(x, `time_text_embed.${path}.linear_1`)),
@@ -35,20 +55,8 @@ export function buildConditioner(
       mlp(g.input('guidance', 'float32', [1, spec.timestepDim]), 'guidance_embedder'),
     );
   embedding = add(g, embedding, mlp(g.input('pooled', 'float32', [1, spec.pooledDim]), 'text_embedder'));
-
-  const activated = silu(g, embedding);
-  const { slots } = modulationLayout(spec);
-  g.output(
-    'modulation',
-    concat(
-      g,
-      slots.map((slot) => modulate(g, linears, activated, slot, spec.hiddenSize)),
-      1,
-    ),
-  );
   const text = g.input('text', 'float32', ['T', spec.jointDim]);
-  g.output('context', linears.apply(text, 'context_embedder'));
-  return g.build();
+  return { activated: silu(g, embedding), context: linears.apply(text, 'context_embedder') };
 }
 
 /** One slot, [N, slot.size], with 1 added to its scales so that the token path can use them as they are. */

@@ -1,5 +1,7 @@
 import type { GraphBuilder, Value } from '../graph/builder.ts';
 import { split } from '../graph/ops.ts';
+import { cast } from '../graph/streamed-weights.ts';
+import type { ComputeType } from '../graph/weights.ts';
 import type { TransformerSpec } from '../checkpoint/spec.ts';
 
 /** Chunks of one modulation in the order of the weights' rows; `scale` ones are used as 1 + scale. */
@@ -73,6 +75,33 @@ export class RowModulation implements Modulation {
     return split(
       this.#graph,
       part,
+      0,
+      chunks.map(() => this.#hidden),
+    );
+  }
+}
+
+/** Name of the input with the modulation of a module: what follows is the module's. */
+export const MODULATION = 'modulation:';
+
+/** Modulations that are inputs of the graph, fp32 [chunks * hidden] each; for graphs of a part of the model. */
+export class InputModulation implements Modulation {
+  readonly #graph: GraphBuilder;
+  readonly #hidden: number;
+  readonly #compute: ComputeType;
+
+  constructor(graph: GraphBuilder, spec: TransformerSpec, compute: ComputeType) {
+    this.#graph = graph;
+    this.#hidden = spec.hiddenSize;
+    this.#compute = compute;
+  }
+
+  chunks(name: string, chunks: readonly Chunk[]): Value[] {
+    const g = this.#graph;
+    const row = g.input(`${MODULATION}${name}`, 'float32', [chunks.length * this.#hidden]);
+    return split(
+      g,
+      cast(g, row, this.#compute),
       0,
       chunks.map(() => this.#hidden),
     );

@@ -1,13 +1,13 @@
 import type { TransformerSpec } from '../checkpoint/spec.ts';
-import type { WeightLocator } from '../graph/weights.ts';
+import type { ComputeType, WeightLocator } from '../graph/weights.ts';
 import { type Deltas, NO_DELTAS } from '../lora/compose.ts';
-import { AdaptedSession } from '../runtime/adapted-session.ts';
 import type { SessionOptions } from '../runtime/session.ts';
-import { buildConditioner } from './conditioner.ts';
 import { modulationLayout } from './modulation.ts';
+import { type Conditioner, residentConditioner, residentTokenPath, type TokenPath } from './parts.ts';
 import { ropeTable } from './rope.ts';
+import { StreamedConditioner } from './streamed-conditioner.ts';
+import { StreamedTokenPath } from './streamed-token-path.ts';
 import { timestepEmbedding } from './timestep.ts';
-import { buildTokenPath } from './token-path.ts';
 
 export interface ConditioningInput {
   /** T5 hidden states [T, jointDim]. */
@@ -35,51 +35,55 @@ export interface Conditioning {
   deltas: Deltas;
 }
 
-/** FLUX's transformer as its two graphs: the conditioner, run once per job, and the token path, run once per step. */
+/** Which halves of the transformer hold no weights but read them from the checkpoint whenever they run. */
+export interface StreamedParts {
+  conditioner?: boolean;
+  /** What the token path computes in; absent when it is resident. */
+  tokenPath?: ComputeType;
+}
+
+/** FLUX's transformer in its two halves: the conditioner, run once per job, and the token path, run once per step. */
 export class Transformer {
   readonly spec: TransformerSpec;
-  readonly #conditioner: AdaptedSession;
-  readonly #tokenPath: AdaptedSession;
+  readonly #conditioner: Conditioner;
+  readonly #tokenPath: TokenPath;
   readonly #modulationSize: number;
 
-  private constructor(spec: TransformerSpec, conditioner: AdaptedSession, tokenPath: AdaptedSession) {
+  private constructor(spec: TransformerSpec, conditioner: Conditioner, tokenPath: TokenPath) {
     this.spec = spec;
     this.#conditioner = conditioner;
     this.#tokenPath = tokenPath;
     this.#modulationSize = modulationLayout(spec).size;
   }
 
-  /** @param adapted modules for which `condition` will be given a LoRA */
+  /** @param adapted modules for which `condition` will be given a LoRA; streamed parts take one for any module */
   static async load(
     spec: TransformerSpec,
     locator: WeightLocator,
     options: SessionOptions,
     adapted: ReadonlySet<string> = new Set(),
+    streamed: StreamedParts = {},
   ): Promise<Transformer> {
     return new Transformer(
       spec,
-      await AdaptedSession.create('conditioner', buildConditioner(spec, locator, adapted), options),
-      await AdaptedSession.create('token-path', buildTokenPath(spec, locator, { adapted }), options),
+      streamed.conditioner
+        ? new StreamedConditioner(spec, locator, options)
+        : await residentConditioner(spec, locator, options, adapted),
+      streamed.tokenPath
+        ? new StreamedTokenPath(spec, locator, streamed.tokenPath, options)
+        : await residentTokenPath(spec, locator, options, adapted),
     );
   }
 
   /**
-   * The same transformer with other weights for `changed` modules, which `locator` knows. A graph that uses none of
+   * The same transformer with other weights for `changed` modules, which `locator` knows. A half that has none of
    * them is shared with this one, which must outlive the result.
    */
-  async withWeights(
-    locator: WeightLocator,
-    changed: ReadonlySet<string>,
-    options: SessionOptions,
-  ): Promise<Transformer> {
+  async withWeights(locator: WeightLocator, changed: ReadonlySet<string>): Promise<Transformer> {
     return new Transformer(
       this.spec,
-      this.#conditioner.uses(changed)
-        ? await AdaptedSession.create('conditioner', buildConditioner(this.spec, locator), options)
-        : this.#conditioner.shared(),
-      this.#tokenPath.uses(changed)
-        ? await AdaptedSession.create('token-path', buildTokenPath(this.spec, locator), options)
-        : this.#tokenPath.shared(),
+      await this.#conditioner.withWeights(locator, changed),
+      await this.#tokenPath.withWeights(locator, changed),
     );
   }
 
@@ -90,7 +94,7 @@ export class Transformer {
     // diffusers divides its timesteps by 1000 before the transformer multiplies them again; both roundings count.
     const time = input.sigmas.map((sigma) => Math.fround(sigma * 1000) / 1000);
     const guidance = Float32Array.of(input.guidance);
-    const { modulation, context } = await this.#conditioner.run(
+    const { modulation, context } = await this.#conditioner.condition(
       {
         time: { data: timestepEmbedding(time, timestepDim), dims: [time.length, timestepDim] },
         pooled: { data: input.pooled, dims: [1, pooledDim] },
@@ -99,12 +103,11 @@ export class Transformer {
           ? { guidance: { data: timestepEmbedding(guidance, timestepDim), dims: [1, timestepDim] } }
           : {}),
       },
-      ['modulation', 'context'],
       deltas,
     );
     return {
-      context: context.data,
-      modulation: modulation.data,
+      context,
+      modulation,
       ...ropeTable(this.spec, textTokens, input.grid.height, input.grid.width),
       textTokens,
       imageTokens: input.grid.height * input.grid.width,
@@ -113,12 +116,12 @@ export class Transformer {
   }
 
   /** Velocity [S, outChannels] at packed latents [S, inChannels], with the modulations of step `step`. */
-  async velocity(latents: Float32Array, conditioning: Conditioning, step: number): Promise<Float32Array> {
+  velocity(latents: Float32Array, conditioning: Conditioning, step: number): Promise<Float32Array> {
     const { inChannels, hiddenSize, headDim } = this.spec;
     const { context, modulation, cos, sin, textTokens, imageTokens } = conditioning;
     const size = this.#modulationSize;
     const angles = [textTokens + imageTokens, headDim / 2];
-    const { velocity } = await this.#tokenPath.run(
+    return this.#tokenPath.velocity(
       {
         latents: { data: latents, dims: [imageTokens, inChannels] },
         context: { data: context, dims: [textTokens, hiddenSize] },
@@ -126,10 +129,8 @@ export class Transformer {
         cos: { data: cos, dims: angles },
         sin: { data: sin, dims: angles },
       },
-      ['velocity'],
       conditioning.deltas,
     );
-    return velocity.data;
   }
 
   async release(): Promise<void> {
