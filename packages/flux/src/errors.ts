@@ -10,6 +10,7 @@ export type FluxErrorCode =
   | 'engine_crashed'
   | 'engine_failed'
   | 'out_of_memory'
+  | 'provider_unavailable'
   | 'canceled';
 
 /** An error of the engine. `message` says what was found and what is allowed; `details` is the same as data. */

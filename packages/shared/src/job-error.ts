@@ -16,6 +16,7 @@ export const ENGINE_ERRORS = Object.freeze({
   engine_crashed: 'engine_crashed',
   engine_failed: 'engine_failed',
   out_of_memory: 'gpu_out_of_memory',
+  provider_unavailable: 'model_load_failed',
   canceled: 'job_canceled',
 } as const satisfies Record<string, ErrorCode>);
 

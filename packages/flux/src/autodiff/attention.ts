@@ -18,7 +18,8 @@ export function attentionRule({ g, node, gradients }: RuleContext): (Value | nul
   const width = q.shape[2] as number;
   const headDim = width / heads;
   const given = node.attributes['scale'] as { float: number } | undefined;
-  const scale = g.constant(new Float32Array([given?.float ?? 1 / Math.sqrt(headDim)]), []);
+  const factor = given?.float ?? 1 / Math.sqrt(headDim);
+  const scale = g.constant(q.type === 'float16' ? Float16Array.of(factor) : Float32Array.of(factor), []);
   const sizes: number[] = [];
   for (let left = heads; left > 0; left -= HEADS_AT_ONCE) sizes.push(Math.min(left, HEADS_AT_ONCE));
 

@@ -1,4 +1,4 @@
-import type { GraphBuilder, Value } from '../graph/builder.ts';
+import { ELEMENT_TYPES, type GraphBuilder, type Value } from '../graph/builder.ts';
 import { add, mul, transpose } from '../graph/ops.ts';
 import { attentionRule } from './attention.ts';
 import type { Rule, RuleContext } from './backward.ts';
@@ -60,9 +60,10 @@ function layerNormalization({ g, node, gradients, needs }: RuleContext): (Value 
   const [x, scale, bias] = node.inputs as [Value, Value, Value];
   const dy = gradients[0]!;
   const width = scale.shape[0] as number;
-  const ones = g.constant(new Float32Array(width).fill(1), [width]);
-  const zeros = g.constant(new Float32Array(width), [width]);
-  const perRow = { type: x.type, shape: [x.shape[0]!, 1] };
+  const ones = filled(g, x, width, 1);
+  const zeros = filled(g, x, width, 0);
+  // Statistics are fp32 whatever the type of x.
+  const perRow = { type: 'float32' as const, shape: [x.shape[0]!, 1] };
   const [normed, , inverse] = g.ops(
     'LayerNormalization',
     [x, ones, zeros],
@@ -72,7 +73,7 @@ function layerNormalization({ g, node, gradients, needs }: RuleContext): (Value 
   const d = mul(g, dy, scale);
   const centred = sub(g, sub(g, d, rowMean(g, d)), mul(g, normed, rowMean(g, mul(g, d, normed))));
   return [
-    needs(0) ? mul(g, centred, inverse) : null,
+    needs(0) ? mul(g, centred, castLike(g, inverse, x)) : null,
     needs(1) ? reduceTo(g, mul(g, dy, normed), scale) : null,
     needs(2) ? reduceTo(g, dy, bias) : null,
   ];
@@ -82,8 +83,8 @@ function layerNormalization({ g, node, gradients, needs }: RuleContext): (Value 
 function rmsNormalization({ g, node, gradients, needs }: RuleContext): (Value | null)[] {
   const [x, scale] = node.inputs as [Value, Value];
   const width = scale.shape[0] as number;
-  const ones = g.constant(new Float32Array(width).fill(1), [width]);
-  const perRow = { type: x.type, shape: [...x.shape.slice(0, -1), 1] };
+  const ones = filled(g, x, width, 1);
+  const perRow = { type: 'float32' as const, shape: [...x.shape.slice(0, -1), 1] };
   const [normed, inverse] = g.ops(
     'SimplifiedLayerNormalization',
     [x, ones],
@@ -92,7 +93,9 @@ function rmsNormalization({ g, node, gradients, needs }: RuleContext): (Value | 
   ) as [Value, Value];
   const d = mul(g, gradients[0]!, scale);
   return [
-    needs(0) ? mul(g, sub(g, d, mul(g, normed, rowMean(g, mul(g, d, normed)))), inverse) : null,
+    needs(0)
+      ? mul(g, sub(g, d, mul(g, normed, rowMean(g, mul(g, d, normed)))), castLike(g, inverse, x))
+      : null,
     needs(1) ? reduceTo(g, mul(g, gradients[0]!, normed), scale) : null,
   ];
 }
@@ -113,25 +116,26 @@ function rotaryEmbedding({ g, node, gradients }: RuleContext): (Value | null)[] 
 function gelu({ g, node, gradients }: RuleContext): (Value | null)[] {
   if (node.attributes['approximate'] !== 'tanh')
     throw new Error('only the tanh form of Gelu has a derivative');
-  const x = node.inputs[0]!;
-  const c = scalar(g, Math.sqrt(2 / Math.PI));
+  const operand = node.inputs[0]!;
+  const number = (value: number): Value => scalar(g, operand, value);
+  // Beyond 10 the derivative is 0 or 1 to the last bit, and the cubic term of an fp16 value would leave its range.
+  const x = g.op('Clip', [operand, number(-10), number(10)], operand);
+  const c = number(Math.sqrt(2 / Math.PI));
   const square = mul(g, x, x);
-  const cubic = scalar(g, 0.044715);
-  const inner = mul(g, mul(g, x, c), add(g, mul(g, square, cubic), scalar(g, 1)));
+  const inner = mul(g, mul(g, x, c), add(g, mul(g, square, number(0.044715)), number(1)));
   const t = g.op('Tanh', [inner], x);
-  const slope = mul(g, c, add(g, mul(g, square, scalar(g, 3 * 0.044715)), scalar(g, 1)));
-  const sech = sub(g, scalar(g, 1), mul(g, t, t));
-  const half = scalar(g, 0.5);
-  const derivative = mul(g, add(g, add(g, t, scalar(g, 1)), mul(g, x, mul(g, sech, slope))), half);
+  const slope = mul(g, c, add(g, mul(g, square, number(3 * 0.044715)), number(1)));
+  const sech = sub(g, number(1), mul(g, t, t));
+  const derivative = mul(g, add(g, add(g, t, number(1)), mul(g, x, mul(g, sech, slope))), number(0.5));
   return [mul(g, gradients[0]!, derivative)];
 }
 
 /** y = x s, s = sigmoid(α x): dy/dx = s + α x s (1 - s). */
 function quickGelu({ g, node, gradients }: RuleContext): (Value | null)[] {
   const x = node.inputs[0]!;
-  const alpha = scalar(g, (node.attributes['alpha'] as { float: number }).float);
+  const alpha = scalar(g, x, (node.attributes['alpha'] as { float: number }).float);
   const s = g.op('Sigmoid', [mul(g, x, alpha)], x);
-  const rest = mul(g, mul(g, mul(g, x, alpha), s), sub(g, scalar(g, 1), s));
+  const rest = mul(g, mul(g, mul(g, x, alpha), s), sub(g, scalar(g, x, 1), s));
   return [mul(g, gradients[0]!, add(g, s, rest))];
 }
 
@@ -193,6 +197,18 @@ function negate(g: GraphBuilder, x: Value): Value {
   return g.op('Neg', [x], x);
 }
 
-function scalar(g: GraphBuilder, value: number): Value {
-  return g.constant(new Float32Array([value]), []);
+/** A constant of the type of `like`. */
+function scalar(g: GraphBuilder, like: Value, value: number): Value {
+  return g.constant(like.type === 'float16' ? Float16Array.of(value) : Float32Array.of(value), []);
+}
+
+function filled(g: GraphBuilder, like: Value, size: number, value: number): Value {
+  const values = new Float32Array(size).fill(value);
+  return g.constant(like.type === 'float16' ? new Float16Array(values) : values, [size]);
+}
+
+function castLike(g: GraphBuilder, x: Value, like: Value): Value {
+  return x.type === like.type
+    ? x
+    : g.op('Cast', [x], { ...x, type: like.type }, { to: ELEMENT_TYPES[like.type] });
 }
