@@ -100,6 +100,19 @@ test('what leaves the range of fp16 in T5-XXL is computed in fp32, the other pro
   expect(typeOf('SimplifiedLayerNormalization')).toEqual(['float32', 'float32']);
 });
 
+test('weights are widened by the first nodes, so that each is widened just before its use', async () => {
+  const file = work.file('order.safetensors');
+  const { spec } = await open(MODELS['tiny-dev']);
+  await writeConverted(await openWeights(MODELS['tiny-dev'], 't5'), file, () => 'F8_E4M3');
+  const operators = operandTypes(buildT5Layer(spec, inPlace(await openWeights(file, 't5')), 'float16'));
+  const widening = operators.map(
+    ({ opType, inputs }) => opType === 'Gather' && inputs[1]!.startsWith('weight:'),
+  );
+  expect(widening.filter(Boolean)).toHaveLength(10);
+  const first = operators.findIndex(({ opType }) => opType === 'SimplifiedLayerNormalization');
+  expect(widening.lastIndexOf(true)).toBeLessThan(first);
+});
+
 test('a token that the vocabulary does not have is refused', async () => {
   const { spec, locator } = await open(MODELS['tiny-dev']);
   const encoder = new StreamedT5(spec, locator, 'float32', {});

@@ -1,9 +1,9 @@
 import { decodeFloat32, type FloatDtype } from '../checkpoint/dtypes.ts';
 import { readInto, uninitialized, withFile } from '../checkpoint/files.ts';
 import type { T5Spec } from '../checkpoint/spec.ts';
-import { GraphBuilder, type GraphModel, type Value } from '../graph/builder.ts';
+import type { GraphModel, Value } from '../graph/builder.ts';
 import { add, attention, geluTanh, linear, mul, rmsNorm } from '../graph/ops.ts';
-import { cast, StreamedWeights } from '../graph/streamed-weights.ts';
+import { buildStreamed, cast } from '../graph/streamed-weights.ts';
 import type { ComputeType, WeightLocator } from '../graph/weights.ts';
 import { NO_DELTAS } from '../lora/compose.ts';
 import { type BuildStreamed, StreamedGraph } from '../runtime/streamed-graph.ts';
@@ -101,39 +101,37 @@ export class StreamedT5 implements T5Encoder {
  * exceed 65504. transformers keeps `wo` in fp32 for the same reason (`_keep_in_fp32_modules`).
  */
 export function buildT5Layer(spec: T5Spec, locator: WeightLocator, compute: ComputeType): GraphModel {
-  const g = new GraphBuilder('t5-layer');
-  const weights = new StreamedWeights(g, locator, compute);
-  const x = g.input('x', 'float32', ['T', spec.modelDim]);
-  const buckets = g.input('buckets', 'int64', ['T', 'T']);
-  const norm = (value: Value, path: string): Value =>
-    cast(g, rmsNorm(g, value, weights.get(`${path}.weight`, 'float32'), spec.layerNormEps), compute);
-  const apply = (value: Value, path: string, type: ComputeType = compute): Value =>
-    linear(g, value, weights.get(`${path}.weight`, type), null);
+  return buildStreamed('t5-layer', locator, compute, (g, weights) => {
+    const x = g.input('x', 'float32', ['T', spec.modelDim]);
+    const buckets = g.input('buckets', 'int64', ['T', 'T']);
+    const norm = (value: Value, path: string): Value =>
+      cast(g, rmsNorm(g, value, weights.get(`${path}.weight`, 'float32'), spec.layerNormEps), compute);
+    const apply = (value: Value, path: string, type: ComputeType = compute): Value =>
+      linear(g, value, weights.get(`${path}.weight`, type), null);
 
-  const attn = 'encoder.block.0.layer.0.SelfAttention';
-  const normed = norm(x, 'encoder.block.0.layer.0.layer_norm');
-  const attended = attention(
-    g,
-    apply(normed, `${attn}.q`),
-    apply(normed, `${attn}.k`),
-    apply(normed, `${attn}.v`),
-    { heads: spec.numHeads, scale: 1, bias: positionBias(g, weights.get(RELATIVE_BIAS), buckets) },
-  );
-  const middle = add(g, x, cast(g, apply(attended, `${attn}.o`), 'float32'));
+    const attn = 'encoder.block.0.layer.0.SelfAttention';
+    const normed = norm(x, 'encoder.block.0.layer.0.layer_norm');
+    const attended = attention(
+      g,
+      apply(normed, `${attn}.q`),
+      apply(normed, `${attn}.k`),
+      apply(normed, `${attn}.v`),
+      { heads: spec.numHeads, scale: 1, bias: positionBias(g, weights.get(RELATIVE_BIAS), buckets) },
+    );
+    const middle = add(g, x, cast(g, apply(attended, `${attn}.o`), 'float32'));
 
-  const dense = 'encoder.block.0.layer.1.DenseReluDense';
-  const inner = norm(middle, 'encoder.block.0.layer.1.layer_norm');
-  const gate = cast(g, geluTanh(g, apply(inner, `${dense}.wi_0`)), 'float32');
-  const gated = mul(g, gate, cast(g, apply(inner, `${dense}.wi_1`), 'float32'));
-  g.output('hidden', add(g, middle, apply(gated, `${dense}.wo`, 'float32')));
-  return g.build();
+    const dense = 'encoder.block.0.layer.1.DenseReluDense';
+    const inner = norm(middle, 'encoder.block.0.layer.1.layer_norm');
+    const gate = cast(g, geluTanh(g, apply(inner, `${dense}.wi_0`)), 'float32');
+    const gated = mul(g, gate, cast(g, apply(inner, `${dense}.wi_1`), 'float32'));
+    g.output('hidden', add(g, middle, apply(gated, `${dense}.wo`, 'float32')));
+  });
 }
 
 /** x [T, modelDim] -> hidden [T, modelDim]. */
 function buildNorm(spec: T5Spec, locator: WeightLocator): GraphModel {
-  const g = new GraphBuilder('t5-norm');
-  const weights = new StreamedWeights(g, locator, 'float32');
-  const x = g.input('x', 'float32', ['T', spec.modelDim]);
-  g.output('hidden', rmsNorm(g, x, weights.get('encoder.final_layer_norm.weight'), spec.layerNormEps));
-  return g.build();
+  return buildStreamed('t5-norm', locator, 'float32', (g, weights) => {
+    const x = g.input('x', 'float32', ['T', spec.modelDim]);
+    g.output('hidden', rmsNorm(g, x, weights.get('encoder.final_layer_norm.weight'), spec.layerNormEps));
+  });
 }

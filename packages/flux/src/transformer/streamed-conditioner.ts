@@ -1,8 +1,8 @@
 import type { TransformerSpec } from '../checkpoint/spec.ts';
-import { GraphBuilder, type GraphModel } from '../graph/builder.ts';
+import type { GraphModel } from '../graph/builder.ts';
 import { add } from '../graph/ops.ts';
 import { StreamedLinears } from '../graph/streamed-linears.ts';
-import { StreamedWeights } from '../graph/streamed-weights.ts';
+import { buildStreamed } from '../graph/streamed-weights.ts';
 import type { LocatedTensor, WeightLocator } from '../graph/weights.ts';
 import type { Deltas } from '../lora/compose.ts';
 import type { LoraDelta } from '../lora/types.ts';
@@ -98,12 +98,11 @@ function buildEmbedder(
   locator: WeightLocator,
   adapted: ReadonlySet<string>,
 ): GraphModel {
-  const g = new GraphBuilder('embedder');
-  const linears = new StreamedLinears(g, new StreamedWeights(g, locator, 'float32'), adapted);
-  const { activated, context } = embed(g, linears, spec);
-  g.output('activated', activated);
-  g.output('context', context);
-  return g.build();
+  return buildStreamed('embedder', locator, 'float32', (g, weights) => {
+    const { activated, context } = embed(g, new StreamedLinears(g, weights, adapted), spec);
+    g.output('activated', activated);
+    g.output('context', context);
+  });
 }
 
 /** x [N, hidden], one [] -> y [N, hidden] = x Wᵀ + b + one. */
@@ -113,12 +112,11 @@ function buildModulation(
   module: string,
   adapted: ReadonlySet<string>,
 ): GraphModel {
-  const g = new GraphBuilder('modulation');
-  const linears = new StreamedLinears(g, new StreamedWeights(g, locator, 'float32'), adapted);
-  const x = g.input('x', 'float32', ['N', spec.hiddenSize]);
-  const one = g.input('one', 'float32', []);
-  g.output('y', add(g, linears.apply(x, module), one));
-  return g.build();
+  return buildStreamed('modulation', locator, 'float32', (g, weights) => {
+    const x = g.input('x', 'float32', ['N', spec.hiddenSize]);
+    const one = g.input('one', 'float32', []);
+    g.output('y', add(g, new StreamedLinears(g, weights, adapted).apply(x, module), one));
+  });
 }
 
 /** `hidden` rows of a modulation's linear module. */
