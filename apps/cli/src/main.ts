@@ -17,7 +17,8 @@ Examples:
   atelier generate "a rocket" --local          make it in this process, without a studio
   atelier generate "a fox" --style ink:0.8     with a style of "atelier loras"
   atelier train ./pictures --name ink          train a style, then use it with --style ink
-  atelier demo                                 a contact sheet of what the bundled model can do
+  atelier jobs                                 the latest generations and trainings
+  atelier demo                                 what the bundled model can draw, and learn
 
 In a checkout, "npm run atelier --" stands for "atelier".`,
   );
@@ -53,8 +54,15 @@ program
 
 program
   .command('demo')
-  .description('make a contact sheet of pictures; starts a studio when none runs')
-  .option('--out <file>', 'where to save the sheet', '.atelier/contact-sheet.png')
+  .description('make a contact sheet, then train a style and show it; starts a studio when none runs')
+  .option('--out <file>', 'where to save the contact sheet', '.atelier/contact-sheet.png')
+  .option(
+    '--style-out <file>',
+    'where to save the pictures without and with the style',
+    '.atelier/style-sheet.png',
+  )
+  .option('--lora-out <file>', 'where to save the style', '.atelier/ink-wash.safetensors')
+  .option('--skip-training', 'make the contact sheet alone')
   .option('--model <name>', 'one of "atelier models"')
   .option('--steps <n>', 'denoising steps', number)
   .addOption(url())

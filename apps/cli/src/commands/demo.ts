@@ -1,127 +1,87 @@
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { dirname, join, resolve } from 'node:path';
-import type { GenerationJob } from '@atelier/shared';
-import { DEFAULT_URL, StudioClient } from '../client.ts';
-import { contactSheet } from '../contact-sheet.ts';
-import { DEMO_PROMPTS } from '../demo-prompts.ts';
+import { relative } from 'node:path';
+import type { StudioClient } from '../client.ts';
+import { type ContactDemo, demoContact } from '../demo/contact.ts';
+import type { Picture } from '../demo/paint.ts';
+import { type StyleDemo, demoStyle } from '../demo/style.ts';
+import { withStudio } from '../demo/with-studio.ts';
 import { dim, duration, green, printJson, table } from '../output.ts';
-import { progressBar } from '../progress.ts';
-import { settings } from '../settings.ts';
-import { formatLine } from '../studio/log-line.ts';
-import { interruption } from '../studio/signals.ts';
-import { Studio } from '../studio/studio.ts';
+import { lossOf } from '../training/result.ts';
 
 export interface DemoOptions {
   url: string;
   out: string;
+  styleOut: string;
+  loraOut: string;
+  /** The contact sheet alone. */
+  skipTraining?: boolean;
   model?: string;
   steps?: number;
   json?: boolean;
 }
 
-interface Picture {
-  prompt: string;
-  job: GenerationJob;
-  data: Uint8Array;
-}
-
-/** Paints the demo's prompts on the studio that runs, or on one started for it alone, and puts them on one sheet. */
+/**
+ * Shows what the model draws, then that it learns: a contact sheet, and a style that is trained on the spot, beside
+ * the same pictures without it. On the studio that runs, or on one started for it alone.
+ */
 export async function demo(options: DemoOptions): Promise<void> {
   const say = (text: string) => {
-    if (!options.json) process.stderr.write(`${text}\n`);
+    if (!options.json) process.stderr.write(`${dim(text)}\n`);
   };
-  const running = new StudioClient(options.url);
-  if (options.url !== DEFAULT_URL || (await running.isReady())) {
-    say(dim(`Using the studio at ${running.url}`));
-    await paint(running, options, new AbortController().signal);
-    return;
-  }
-  say(dim('Starting a studio for the demo …'));
-  const dataDir = await mkdtemp(join(tmpdir(), 'atelier-demo-'));
-  // Prepared weights are kept: they are the same for every studio.
-  const { ATELIER_CACHE_DIR } = settings();
-  const studio = new Studio({
-    config: settings({ ATELIER_PORT: '0', ATELIER_DATA_DIR: dataDir, ATELIER_CACHE_DIR }),
-    onLine: (service, line) => {
-      const shown = formatLine(service, line, false);
-      if (shown !== null) say(shown);
-    },
-    onPhase: (text) => say(dim(text)),
+  await withStudio(options.url, say, async (client, signal) => {
+    const started = performance.now();
+    const common = { ...options, quiet: options.json ?? false, signal };
+    const contact = await demoContact(client, common);
+    if (!options.json) printContact(contact);
+    const style = options.skipTraining ? null : await trained(client, common, say);
+    if (options.json) printJson(asJson(contact, style, performance.now() - started));
   });
-  const interrupted = interruption(() => studio.kill());
-  const painting = new AbortController();
-  try {
-    const outcome = await Promise.race([
-      studio.start().then(() => paint(new StudioClient(studio.url), options, painting.signal)),
-      studio.failed.then((reason) => Promise.reject(reason)),
-      interrupted,
-    ]);
-    if (outcome === 'interrupted') process.exitCode = 130;
-  } finally {
-    painting.abort();
-    await studio.stop();
-    await rm(dataDir, { recursive: true, force: true });
-  }
 }
 
-async function paint(client: StudioClient, options: DemoOptions, signal: AbortSignal): Promise<void> {
+async function trained(
+  client: StudioClient,
+  options: DemoOptions & { quiet: boolean; signal: AbortSignal },
+  say: (text: string) => void,
+): Promise<StyleDemo> {
   const started = performance.now();
-  const fractions = DEMO_PROMPTS.map(() => 0);
-  const bar = options.json ? null : progressBar('painting', DEMO_PROMPTS.length);
-  let pictures: Picture[];
-  try {
-    const submitted: GenerationJob[] = [];
-    for (const [i, prompt] of DEMO_PROMPTS.entries()) {
-      submitted.push(
-        await client.submit({ prompt, seed: i + 1, model: options.model, steps: options.steps }),
-      );
-    }
-    pictures = await Promise.all(
-      submitted.map(async (first, i) => {
-        const prompt = DEMO_PROMPTS[i]!;
-        const onChange = ({ status, progress }: GenerationJob) => {
-          fractions[i] = progress.fraction;
-          const done = fractions.reduce((sum, fraction) => sum + fraction, 0);
-          bar?.update(done, status === 'running' ? prompt : undefined);
-        };
-        const job = await client.follow(first, onChange, signal);
-        return { prompt, job, data: await client.download(job.output!.images[0]!.url) };
-      }),
-    );
-  } finally {
-    bar?.stop();
-  }
-  const file = resolve(options.out);
-  await mkdir(dirname(file), { recursive: true });
-  await writeFile(file, await sheet(pictures));
-  const elapsed = performance.now() - started;
-  if (options.json) {
-    const list = pictures.map(({ prompt, job }) => ({
-      prompt,
+  say('\nNow a style: training on examples/ink-wash …');
+  const style = await demoStyle(client, { ...options, sheet: options.styleOut, lora: options.loraOut });
+  if (options.quiet) return style;
+  const { job, metrics, base, sheet, lora } = style;
+  const learned = [`${job.progress.steps} steps`, lossOf(metrics)].filter(Boolean).join(', ');
+  const shown = `${base.length} subjects without and with the style, after ${duration(performance.now() - started)}`;
+  process.stdout.write(`${green('trained')} ${lora} ${dim(`(${learned})`)}\n`);
+  process.stdout.write(`${green('saved')} ${sheet} ${dim(`(${shown})`)}\n`);
+  const file = relative('', lora);
+  process.stdout.write(`use it: atelier generate "a lighthouse" --local --style ${file}\n`);
+  return style;
+}
+
+function printContact({ file, pictures, elapsedMs }: ContactDemo): void {
+  const rows = pictures.map(({ job }) => [job.input.prompt, duration(job.timings?.total_ms ?? 0)]);
+  process.stdout.write(`${table(['prompt', 'took'], rows)}\n\n`);
+  process.stdout.write(
+    `${green('saved')} ${file} ${dim(`(${pictures.length} pictures in ${duration(elapsedMs)})`)}\n`,
+  );
+}
+
+function asJson(contact: ContactDemo, style: StyleDemo | null, elapsedMs: number): unknown {
+  const list = (pictures: readonly Picture[]) =>
+    pictures.map(({ job }) => ({
+      prompt: job.input.prompt,
       ...job.output!.images[0],
       timings: job.timings,
     }));
-    printJson({ file, elapsed_ms: Math.round(elapsed), pictures: list });
-    return;
-  }
-  const rows = pictures.map(({ prompt, job }) => [prompt, duration(job.timings?.total_ms ?? 0)]);
-  process.stdout.write(`${table(['prompt', 'took'], rows)}\n\n`);
-  process.stdout.write(
-    `${green('saved')} ${file} ${dim(`(${pictures.length} pictures in ${duration(elapsed)})`)}\n`,
-  );
-}
-
-/** Every picture with its prompt and time, enlarged by a whole factor when small. */
-async function sheet(pictures: readonly Picture[]): Promise<Buffer> {
-  const side = Math.max(...pictures.map(({ job }) => job.output!.images[0]!.width));
-  const cell = side * Math.max(1, Math.round(256 / side));
-  return contactSheet(
-    pictures.map(({ prompt, job, data }) => ({
-      data,
-      caption: prompt,
-      note: duration(job.timings?.total_ms ?? 0),
-    })),
-    { columns: 4, cell },
-  );
+  return {
+    file: contact.file,
+    elapsed_ms: Math.round(elapsedMs),
+    pictures: list(contact.pictures),
+    style: style && {
+      file: style.sheet,
+      lora: style.lora,
+      training: style.job,
+      metrics: style.metrics,
+      base: list(style.base),
+      styled: list(style.styled),
+    },
+  };
 }

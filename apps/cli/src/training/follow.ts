@@ -2,7 +2,7 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { TrainingJob, TrainingMetrics } from '@atelier/shared';
 import type { StudioClient } from '../client.ts';
-import { dim, duration, shorten } from '../output.ts';
+import { dim, duration, red, shorten } from '../output.ts';
 import { type Progress, progressBar } from '../progress.ts';
 import { type TrainingNews, TrainingNewsReader, type TrainingSample } from './news.ts';
 import { smoothed } from './smoothing.ts';
@@ -84,22 +84,28 @@ class TrainingView {
       .finally(() => (this.#looking = null));
   }
 
+  /** A sample that cannot be saved now never will be: that is told, and no reason to deny the training's end. */
   async lastLook(): Promise<TrainingMetrics> {
     await this.#looking;
-    return this.#look();
+    return this.#look(true);
   }
 
-  async #look(): Promise<TrainingMetrics> {
+  async #look(last = false): Promise<TrainingMetrics> {
     const metrics = await this.#client.get<TrainingMetrics>(`${this.#path}/metrics`);
     this.#loss = smoothed(metrics.steps.map(({ loss }) => loss));
     const news = this.#reader.take(metrics);
-    while (news.length > 0) {
+    for (const [i, entry] of news.entries()) {
       try {
-        const line = await this.#tell(news[0]!);
+        const line = await this.#tell(entry);
         if (line !== null) this.#bar?.line(line);
-        news.shift();
       } catch (error) {
-        for (const untold of news) this.#reader.forget(untold);
+        if (last) {
+          this.#bar?.line(
+            `${red('sample not saved')} ${error instanceof Error ? error.message : String(error)}`,
+          );
+          continue;
+        }
+        for (const untold of news.slice(i)) this.#reader.forget(untold);
         throw error;
       }
     }
