@@ -102,7 +102,7 @@ function stylesOf(files: StyledCase['files']): Style[] {
 /** Compares the transformer at case 0 of tiny-dev, and CLIP for the prompts that the case has values for. */
 async function compare(model: FluxModel, styled: StyledCase): Promise<void> {
   const [base, golden] = [await goldens('tiny-dev'), await goldens('lora')];
-  const { transformer, text, deltas } = await model.variant(stylesOf(styled.files));
+  const { transformer, text, adaptation } = await model.variant(stylesOf(styled.files));
   const names = Object.keys(styled.tensors);
   expect(names.length).toBeGreaterThan(0);
   for (const name of names) {
@@ -126,10 +126,10 @@ async function compare(model: FluxModel, styled: StyledCase): Promise<void> {
           text: await get('encoder_hidden_states'),
           pooled: await get('pooled'),
           guidance,
-          sigmas: Float32Array.of(sigma),
+          sigmas: Float32Array.of(sigma, 0),
           grid: { height: rows, width: columns },
         },
-        deltas,
+        adaptation,
       );
       found = await transformer.velocity(await get('hidden_states'), conditioning, 0);
     }

@@ -149,7 +149,7 @@ describe('number formats of tiny-dev', () => {
       text: await get('encoder_hidden_states'),
       pooled: await get('pooled'),
       guidance,
-      sigmas: Float32Array.of(sigma),
+      sigmas: Float32Array.of(sigma, 0),
       grid: { height: rows, width: columns },
     });
     expect(conditioning.textTokens).toBe(maxSequenceLength);

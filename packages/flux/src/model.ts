@@ -7,6 +7,7 @@ import { type Variant, Variants } from './lora/variants.ts';
 import { placeModel, type Placement, type PrepareProgress } from './runtime/placement.ts';
 import { PATCH, type LatentSize } from './sampling/latents.ts';
 import { TextEncoder } from './text/encoder.ts';
+import { isConditionerModule } from './transformer/conditioner.ts';
 import { Transformer } from './transformer/transformer.ts';
 import { Vae } from './vae/vae.ts';
 
@@ -77,7 +78,8 @@ export class FluxModel {
         transformer,
         clipWeights: placed.clip,
         transformerWeights: placed.transformer,
-        mergeable: placed.placement === 'expand',
+        adapts: placed.placement === 'expand' ? 'merge' : 'add',
+        conditions: isConditionerModule,
         loadAdapted: (adapted) =>
           Transformer.load(opened.transformer.spec, placed.transformer, session, adapted),
         session,

@@ -54,7 +54,7 @@ export interface EngineImage {
 
 export type PipelineEvent =
   | { phase: 'text' }
-  /** `latents` are packed, [tokens, channels], and overwritten by the next step: copy what is to be kept. */
+  /** After a step, or several at once. `latents` are packed, [tokens, channels]. */
   | { phase: 'denoise'; step: number; steps: number; sigma: number; latents: Float32Array }
   | { phase: 'decode' };
 

@@ -77,7 +77,8 @@ export class GraphWeights implements Weights {
   }
 }
 
-function readVector({ file, offset, byteLength, dtype, scale }: LocatedTensor): Float32Array {
+/** The values of a small weight in fp32, scale applied. */
+export function readVector({ file, offset, byteLength, dtype, scale }: LocatedTensor): Float32Array {
   const bytes = new Uint8Array(byteLength);
   const handle = openSync(file, 'r');
   try {

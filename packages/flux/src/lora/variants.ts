@@ -2,8 +2,9 @@ import { LRUCache } from 'lru-cache';
 import type { WeightLocator } from '../graph/weights.ts';
 import type { SessionOptions } from '../runtime/session.ts';
 import type { TextEncoder } from '../text/encoder.ts';
+import { type Adaptation, NO_ADAPTATION } from '../transformer/parts.ts';
 import type { Transformer } from '../transformer/transformer.ts';
-import { composeDeltas, type Deltas, NO_DELTAS } from './compose.ts';
+import { composeDeltas, type Deltas } from './compose.ts';
 import { withMergedWeights } from './merge.ts';
 import type { LoraStore } from './store.ts';
 import type { Lora, Style } from './types.ts';
@@ -13,7 +14,7 @@ export interface Variant {
   text: TextEncoder;
   transformer: Transformer;
   /** To be given to `transformer.condition`. */
-  deltas: Deltas;
+  adaptation: Adaptation;
 }
 
 export interface VariantBase {
@@ -22,8 +23,13 @@ export interface VariantBase {
   /** fp32 in any case. */
   clipWeights: WeightLocator;
   transformerWeights: WeightLocator;
-  /** Whether the transformer's weights are fp32, so that a LoRA can be merged without loss. */
-  mergeable: boolean;
+  /**
+   * How the transformer takes LoRAs: 'merge' into its fp32 weights, without loss; 'add' as inputs of sessions made for
+   * their modules; 'inputs' for any modules of the one that is there, but for those that `conditions` names.
+   */
+  adapts: 'merge' | 'add' | 'inputs';
+  /** Whether a module belongs to the conditioner. */
+  conditions: (module: string) => boolean;
   /** A transformer of the same weights that takes LoRAs as inputs for `adapted` modules. */
   loadAdapted(adapted: ReadonlySet<string>): Promise<Transformer>;
   session: SessionOptions;
@@ -58,7 +64,7 @@ export class Variants {
   async get(styles: readonly Style[]): Promise<Variant> {
     // Sorted, because sums of floats depend on their order and the request's order means nothing.
     const active = styles.filter(({ weight }) => weight !== 0).sort((a, b) => (a.key < b.key ? -1 : 1));
-    if (active.length === 0) return { ...this.#base, deltas: NO_DELTAS };
+    if (active.length === 0) return { ...this.#base, adaptation: NO_ADAPTATION };
     const key = JSON.stringify(active.map((style) => [style.key, style.weight]));
     const known = this.#variants.get(key);
     if (known && this.#isAlive(known)) return known;
@@ -73,8 +79,9 @@ export class Variants {
   }
 
   /** Whether the transformer that a variant shares with others is still kept; asking keeps it longer. */
-  #isAlive({ transformer, deltas }: Variant): boolean {
-    return deltas.size === 0 || this.#adapted.get(modulesKey(deltas)) === transformer;
+  #isAlive({ transformer, adaptation: { deltas } }: Variant): boolean {
+    if (this.#base.adapts !== 'add' || deltas.size === 0) return true;
+    return this.#adapted.get(modulesKey(deltas)) === transformer;
   }
 
   async #make(styles: readonly Style[]): Promise<KeptVariant> {
@@ -83,10 +90,19 @@ export class Variants {
     const composed = (part: 'transformer' | 'clip'): Deltas =>
       composeDeltas(loras.map(({ lora, weight }) => ({ deltas: lora[part], weight })));
     const clip = await this.#clip(composed('clip'));
+    const { transformer, transformerWeights, adapts, conditions } = this.#base;
+    if (adapts === 'inputs') {
+      const parts = loras.map(({ lora, weight }) => ({ deltas: lora.transformer, weight }));
+      const few = parts.map(({ deltas: all, weight }) => ({
+        deltas: new Map([...all].filter(([module]) => conditions(module))),
+        weight,
+      }));
+      return { ...clip, transformer, adaptation: { parts, deltas: composeDeltas(few) } };
+    }
     const deltas = composed('transformer');
-    const { transformer, transformerWeights, mergeable } = this.#base;
-    if (deltas.size === 0) return { ...clip, transformer, deltas };
-    if (!mergeable) return { ...clip, transformer: await this.#adaptedFor(deltas), deltas };
+    const adaptation = { deltas, parts: [] };
+    if (deltas.size === 0) return { ...clip, transformer, adaptation };
+    if (adapts === 'add') return { ...clip, transformer: await this.#adaptedFor(deltas), adaptation };
     const changed = new Set(deltas.keys());
     const merged = await withMergedWeights(transformerWeights, deltas, (locator) =>
       transformer.withWeights(locator, changed),
@@ -94,7 +110,7 @@ export class Variants {
     return {
       text: clip.text,
       transformer: merged,
-      deltas: NO_DELTAS,
+      adaptation: NO_ADAPTATION,
       release: async () => {
         await clip.release();
         await merged.release();

@@ -1,8 +1,7 @@
 import type { Variant } from '../lora/variants.ts';
-import { eulerStep } from './latents.ts';
 
 export interface DenoiseInput {
-  /** Packed latents at noise level sigmas[first], [S, inChannels]; consumed. */
+  /** Packed latents at noise level sigmas[first], [S, inChannels]. */
   latents: Float32Array;
   /** T5 hidden states [T, jointDim] and the CLIP pooled output [1, pooledDim]. */
   text: Float32Array;
@@ -22,30 +21,24 @@ export interface DenoiseStep {
   steps: number;
   /** Noise level of `latents`. */
   sigma: number;
-  /** Packed latents after the step; the next step writes into the same array. */
+  /** Packed latents after the step. */
   latents: Float32Array;
 }
 
-/** Integrates the flow from sigmas[first] to 0 with Euler steps, yielding after each. */
+/** Integrates the flow from sigmas[first] to 0 with Euler steps, yielding after each, or after several at once. */
 export async function* denoise(
-  { transformer, deltas }: Omit<Variant, 'text'>,
+  { transformer, adaptation }: Omit<Variant, 'text'>,
   input: DenoiseInput,
 ): AsyncGenerator<DenoiseStep> {
-  const { sigmas, first, latents } = input;
-  const steps = sigmas.length - 1 - first;
-  const conditioning = await transformer.condition(
-    {
-      text: input.text,
-      pooled: input.pooled,
-      guidance: input.guidance,
-      sigmas: sigmas.subarray(first, sigmas.length - 1),
-      grid: input.grid,
-    },
-    deltas,
-  );
-  for (let i = 0; i < steps; i++) {
-    const velocity = await transformer.velocity(latents, conditioning, i);
-    eulerStep(latents, velocity, sigmas[first + i]!, sigmas[first + i + 1]!);
-    yield { step: i + 1, steps, sigma: sigmas[first + i + 1]!, latents };
+  const sigmas = input.sigmas.subarray(input.first);
+  const steps = sigmas.length - 1;
+  const { text, pooled, guidance, grid } = input;
+  const conditioning = await transformer.condition({ text, pooled, guidance, sigmas, grid }, adaptation);
+  let { latents } = input;
+  for (let step = 0; step < steps;) {
+    const end = Math.min(steps, step + transformer.stepsPerRun(conditioning));
+    latents = await transformer.advance(latents, conditioning, step, end);
+    step = end;
+    yield { step, steps, sigma: sigmas[step]!, latents };
   }
 }

@@ -37,12 +37,6 @@ function eachElement(
   }
 }
 
-/** One Euler step of the flow from sigma to sigmaNext, in place: x += (sigmaNext - sigma) * velocity. */
-export function eulerStep(x: Float32Array, velocity: Float32Array, sigma: number, sigmaNext: number): void {
-  const dt = Math.fround(sigmaNext - sigma);
-  for (let i = 0; i < x.length; i++) x[i] = x[i]! + Math.fround(dt * velocity[i]!);
-}
-
 /** Latents of an image at noise level sigma: sigma * noise + (1 - sigma) * image (`scale_noise` of diffusers). */
 export function addNoise(image: Float32Array, noise: Float32Array, sigma: number): Float32Array {
   const rest = Math.fround(1 - sigma);

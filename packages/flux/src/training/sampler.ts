@@ -1,5 +1,5 @@
 import type { OpenedModel } from '../checkpoint/model-files.ts';
-import { composeDeltas, NO_DELTAS } from '../lora/compose.ts';
+import { composeDeltas } from '../lora/compose.ts';
 import { withMergedWeights } from '../lora/merge.ts';
 import { readLora } from '../lora/read.ts';
 import { loraTarget } from '../lora/target.ts';
@@ -8,6 +8,7 @@ import type { PlacedModel } from '../runtime/placement.ts';
 import type { SessionOptions } from '../runtime/session.ts';
 import { PATCH } from '../sampling/latents.ts';
 import type { EncodedText } from '../text/encoder.ts';
+import { NO_ADAPTATION } from '../transformer/parts.ts';
 import { Transformer } from '../transformer/transformer.ts';
 import { Vae } from '../vae/vae.ts';
 
@@ -83,7 +84,7 @@ export class Sampler {
     const variant = {
       text: { encode: async (prompt: string): Promise<EncodedText> => prompts.get(prompt)! },
       transformer,
-      deltas: NO_DELTAS,
+      adaptation: NO_ADAPTATION,
     };
     return {
       scheduler: opened.scheduler,

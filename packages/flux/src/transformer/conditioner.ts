@@ -70,3 +70,8 @@ function modulate(g: GraphBuilder, linears: Linears, x: Value, slot: ModulationS
   const chunked = reshape(g, flat, [0, slot.chunks.length, hidden], ['N', slot.chunks.length, hidden]);
   return reshape(g, add(g, chunked, ones), [0, slot.size], ['N', slot.size]);
 }
+
+/** Whether a module belongs to the conditioner; all others are of the token path. */
+export function isConditionerModule(module: string): boolean {
+  return /^(time_text_embed\.|context_embedder$|norm_out\.)|\.norm(1|1_context)?\.linear$/.test(module);
+}

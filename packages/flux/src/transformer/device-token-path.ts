@@ -1,114 +1,100 @@
 import type { TransformerSpec } from '../checkpoint/spec.ts';
-import { ELEMENT_TYPES, GraphBuilder, type GraphModel, type Value } from '../graph/builder.ts';
-import { Linears } from '../graph/linears.ts';
-import { add, gather, mul } from '../graph/ops.ts';
-import { type LoraGroup, DeviceLinears, DeviceLora } from '../graph/device-lora.ts';
-import { type ComputeType, GraphWeights, type WeightLocator } from '../graph/weights.ts';
-import { type BlockContext, doubleBlockGroups, singleBlockGroups } from './blocks.ts';
-import { modulationLayout, RowModulation } from './modulation.ts';
-import { velocity } from './token-path.ts';
+import { type LoraGroup, loraFeeds, type WeightedDeltas } from '../graph/device-lora.ts';
+import { type ComputeType, readVector, type WeightLocator } from '../graph/weights.ts';
+import { type Feed, GraphSession, type SessionOptions } from '../runtime/session.ts';
+import { buildDeviceTokenPath, loraGroups } from './device-graph.ts';
+import type { TokenPath, TokenPathFeeds } from './parts.ts';
 
-/** What all steps of a run share. */
-interface Shared {
-  spec: TransformerSpec;
-  locator: WeightLocator;
-  compute: ComputeType;
-  /** Float32: latents [S, inChannels], a row of modulations per step [K, M], and the steps' lengths [K]. */
-  latents: Value;
-  modulation: Value;
-  deltas: Value;
-  /** In the compute type. */
-  context: Value;
-  cos: Value;
-  sin: Value;
-}
-
-type MakeLinears = (g: GraphBuilder, weights: GraphWeights) => Linears;
+/** A run with LoRAs takes about so long at most; a job is told of its progress, and can be canceled, between runs. */
+const RUN_MS = 800;
 
 /**
- * The token path for a device: any number of denoising steps in one run, with or without LoRAs.
- *
- *   latents [S, inChannels], context [T, hidden], modulation [K, M], cos and sin [T + S, headDim / 2], deltas [K],
- *   adapted bool [], and those of DeviceLora
- *     -> latents [S, inChannels] after K Euler steps x += delta v
- *
- * What is an input crosses the bus in every run, and LoRAs of FLUX.1 are hundreds of MB: K steps share that. The
- * weights are in memory once for both bodies of the branch, and a run without LoRAs does not pay for the other.
+ * The token path in the memory of a device, where all jobs share it: LoRAs are inputs of a run. Copying them costs
+ * about a tenth of a step on a fast card, so several steps share a run there.
  */
-export function buildDeviceTokenPath(
-  spec: TransformerSpec,
-  locator: WeightLocator,
-  compute: ComputeType,
-): GraphModel {
-  const g = new GraphBuilder('token-path');
-  const narrow = (x: Value): Value => cast(g, x, compute);
-  const shared: Shared = {
-    spec,
-    locator,
-    compute,
-    latents: g.input('latents', 'float32', ['S', spec.inChannels]),
-    modulation: g.input('modulation', 'float32', ['K', modulationLayout(spec).size]),
-    deltas: g.input('deltas', 'float32', ['K']),
-    context: narrow(g.input('context', 'float32', ['T', spec.hiddenSize])),
-    cos: narrow(g.input('cos', 'float32', ['T+S', spec.headDim / 2])),
-    sin: narrow(g.input('sin', 'float32', ['T+S', spec.headDim / 2])),
-  };
-  const adapted = g.input('adapted', 'bool', []);
-  const lora = new DeviceLora(g, loraGroups(spec, locator), compute);
-  const denoised = g.op('If', [adapted], shared.latents, {
-    then_branch: branch(g, 'adapted', shared, (body, weights) => new DeviceLinears(body, weights, lora)),
-    else_branch: branch(g, 'plain', shared, (body, weights) => new Linears(body, weights)),
-  });
-  g.output('denoised', denoised);
-  return g.build();
-}
+export class DeviceTokenPath implements TokenPath {
+  readonly #session: GraphSession;
+  readonly #groups: readonly LoraGroup[];
+  readonly #compute: ComputeType;
+  readonly #biases: ReadonlyMap<string, Float32Array>;
+  readonly #without: Record<string, Feed>;
+  /** Inputs for the LoRAs of the latest job, which the next one often shares. */
+  #adapted: { parts: readonly WeightedDeltas[]; feeds: Record<string, Feed> } | null = null;
+  /** Of one step at the latest size; 0 when unknown. */
+  #stepMs = 0;
+  #tokens = 0;
 
-/** All linears of the token path by shared operand: what a DeviceLora of this graph is made of. */
-export function loraGroups(spec: TransformerSpec, locator: WeightLocator): LoraGroup[] {
-  const range = (count: number): number[] => Array.from({ length: count }, (_, i) => i);
-  return [
-    ['x_embedder'],
-    ...range(spec.doubleBlocks).flatMap(doubleBlockGroups),
-    ...range(spec.singleBlocks).flatMap(singleBlockGroups),
-    ['proj_out'],
-  ].map((paths) => {
-    const shapes = paths.map((path) => locator.locate(`${path}.weight`).shape as [number, number]);
-    return { paths, inFeatures: shapes[0]![1], outFeatures: shapes.map(([out]) => out) };
-  });
-}
+  private constructor(
+    session: GraphSession,
+    groups: readonly LoraGroup[],
+    compute: ComputeType,
+    biases: ReadonlyMap<string, Float32Array>,
+  ) {
+    this.#session = session;
+    this.#groups = groups;
+    this.#compute = compute;
+    this.#biases = biases;
+    this.#without = loraFeeds(groups, null, () => null, compute);
+  }
 
-/** A body of the branch: a loop over the rows of the modulation. */
-function branch(
-  outer: GraphBuilder,
-  name: string,
-  { latents, deltas, ...shared }: Shared,
-  linearsOf: MakeLinears,
-): { graph: GraphBuilder } {
-  const g = outer.body(name);
-  const step = g.body(`${name}.step`);
-  const index = step.input(`${name}.index`, 'int64', []);
-  const more = step.input(`${name}.more`, 'bool', []);
-  const x = step.input(`${name}.x`, 'float32', latents.shape);
-  const { compute, context, cos, locator, modulation, sin, spec } = shared;
-  const weights = new GraphWeights(step, locator, compute);
-  const row = cast(step, gather(step, modulation, index), compute);
-  const ctx: BlockContext = {
-    g: step,
-    linears: linearsOf(step, weights),
-    spec,
-    modulation: new RowModulation(step, row, spec),
-    cos,
-    sin,
-  };
-  const slope = cast(step, velocity(ctx, cast(step, x, compute), context), 'float32');
-  step.output(`${name}.go_on`, more);
-  step.output(`${name}.next`, add(step, x, mul(step, slope, gather(step, deltas, index))));
+  static async load(
+    spec: TransformerSpec,
+    locator: WeightLocator,
+    compute: ComputeType,
+    options: SessionOptions,
+  ): Promise<DeviceTokenPath> {
+    const graph = buildDeviceTokenPath(spec, locator, compute);
+    const session = await GraphSession.create('token-path', graph, options);
+    const groups = loraGroups(spec, locator);
+    const biases = new Map<string, Float32Array>();
+    for (const path of groups.flatMap(({ paths }) => paths))
+      if (locator.has(`${path}.bias`)) biases.set(path, readVector(locator.locate(`${path}.bias`)));
+    return new DeviceTokenPath(session, groups, compute, biases);
+  }
 
-  const count = g.op('Size', [deltas], { type: 'int64', shape: [] });
-  g.output(`${name}.denoised`, g.op('Loop', [count, null, latents], latents, { body: { graph: step } }));
-  return { graph: g };
-}
+  stepsPerRun(tokens: number, parts: readonly WeightedDeltas[]): number {
+    if (parts.length === 0 || this.#stepMs === 0 || tokens !== this.#tokens) return 1;
+    return Math.max(1, Math.floor(RUN_MS / this.#stepMs));
+  }
 
-function cast(g: GraphBuilder, x: Value, type: ComputeType): Value {
-  return x.type === type ? x : g.op('Cast', [x], { ...x, type }, { to: ELEMENT_TYPES[type] });
+  async advance(
+    feeds: TokenPathFeeds,
+    lengths: Float32Array,
+    { parts }: { parts: readonly WeightedDeltas[] },
+  ): Promise<Float32Array> {
+    const adapted = parts.length > 0;
+    const loras = adapted ? this.#feeds(parts) : this.#without;
+    const started = performance.now();
+    const { denoised } = await this.#session.run(
+      {
+        ...feeds,
+        ...loras,
+        deltas: { data: lengths, dims: [lengths.length] },
+        adapted: { type: 'bool', data: Uint8Array.of(adapted ? 1 : 0), dims: [] },
+      },
+      ['denoised'],
+    );
+    this.#stepMs = (performance.now() - started) / lengths.length;
+    this.#tokens = feeds.latents.dims[0]!;
+    return denoised.data;
+  }
+
+  /** LoRAs are inputs here; weights are not changed. */
+  withWeights(): Promise<TokenPath> {
+    return Promise.reject(new Error('a token path on a device takes LoRAs as inputs'));
+  }
+
+  release(): Promise<void> {
+    return this.#session.release();
+  }
+
+  #feeds(parts: readonly WeightedDeltas[]): Record<string, Feed> {
+    if (this.#adapted?.parts !== parts) {
+      // The old ones are gone before the new ones are made: hundreds of MB each.
+      this.#adapted = null;
+      const bias = (path: string): Float32Array | null => this.#biases.get(path) ?? null;
+      this.#adapted = { parts, feeds: loraFeeds(this.#groups, parts, bias, this.#compute) };
+    }
+    return this.#adapted.feeds;
+  }
 }

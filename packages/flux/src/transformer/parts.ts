@@ -1,7 +1,8 @@
 import type { TransformerSpec } from '../checkpoint/spec.ts';
 import type { GraphModel } from '../graph/builder.ts';
 import type { WeightLocator } from '../graph/weights.ts';
-import type { Deltas } from '../lora/compose.ts';
+import type { WeightedDeltas } from '../graph/device-lora.ts';
+import { type Deltas, NO_DELTAS } from '../lora/compose.ts';
 import { AdaptedSession } from '../runtime/adapted-session.ts';
 import type { SessionOptions } from '../runtime/session.ts';
 import { buildConditioner } from './conditioner.ts';
@@ -40,26 +41,55 @@ export interface Conditioner {
   release(): Promise<void>;
 }
 
-/** What a denoising step is fed. */
+/** What denoising steps are fed. */
 export interface TokenPathFeeds {
   /** Packed latents [S, inChannels]. */
   latents: Rows;
   /** [T, hiddenSize]. */
   context: Rows;
-  /** Of this step, [M]. */
+  /** A row per step, [K, M]. */
   modulation: Rows;
   /** [T + S, headDim / 2]. */
   cos: Rows;
   sin: Rows;
 }
 
+/** The LoRAs of a job. */
+export interface Adaptation {
+  /** Laid together, for the modules that take one so. */
+  deltas: Deltas;
+  /** One by one, for a token path that lays them together itself. */
+  parts: readonly WeightedDeltas[];
+}
+
+export const NO_ADAPTATION: Adaptation = Object.freeze({ deltas: NO_DELTAS, parts: [] });
+
 /** The part of the transformer that runs once per step, wherever its weights are. */
 export interface TokenPath {
-  /** [S, outChannels]. */
-  velocity(feeds: TokenPathFeeds, deltas: Deltas): Promise<Float32Array>;
+  /** Latents [S, outChannels] after an Euler step x += length * velocity(x) for every row of modulations. */
+  advance(feeds: TokenPathFeeds, lengths: Float32Array, adaptation: Adaptation): Promise<Float32Array>;
+  /** How many steps `advance` should be given at once; `tokens` is S. */
+  stepsPerRun(tokens: number, parts: readonly WeightedDeltas[]): number;
   /** As {@link Conditioner.withWeights}. */
   withWeights(locator: WeightLocator, changed: ReadonlySet<string>): Promise<TokenPath>;
   release(): Promise<void>;
+}
+
+/** {@link TokenPath.advance} for a graph that computes one velocity at a time; `velocity` gets one row of modulations. */
+export async function eulerSteps(
+  feeds: TokenPathFeeds,
+  lengths: Float32Array,
+  velocity: (feeds: TokenPathFeeds) => Promise<Float32Array>,
+): Promise<Float32Array> {
+  const { latents, modulation } = feeds;
+  const size = modulation.data.length / lengths.length;
+  const x = latents.data.slice();
+  for (const [i, length] of lengths.entries()) {
+    const row = { data: modulation.data.subarray(i * size, (i + 1) * size), dims: [size] };
+    const slope = await velocity({ ...feeds, latents: { ...latents, data: x }, modulation: row });
+    for (let j = 0; j < x.length; j++) x[j] = x[j]! + Math.fround(length * slope[j]!);
+  }
+  return x;
 }
 
 type Build = (locator: WeightLocator, adapted: ReadonlySet<string>) => GraphModel;
@@ -124,8 +154,13 @@ export async function residentTokenPath(
 ): Promise<TokenPath> {
   const build: Build = (from, modules) => buildTokenPath(spec, from, { adapted: modules });
   const wrap = (part: ResidentPart): TokenPath => ({
-    velocity: async (feeds, deltas) =>
-      (await part.session.run({ ...feeds }, ['velocity'], deltas)).velocity.data,
+    advance: (feeds, lengths, { deltas }) =>
+      eulerSteps(
+        feeds,
+        lengths,
+        async (step) => (await part.session.run({ ...step }, ['velocity'], deltas)).velocity.data,
+      ),
+    stepsPerRun: () => 1,
     withWeights: async (from, changed) => wrap(await part.withWeights(from, changed)),
     release: () => part.session.release(),
   });

@@ -1,8 +1,8 @@
 import type { TransformerSpec } from '../checkpoint/spec.ts';
-import { GraphBuilder, type GraphModel, type Value } from '../graph/builder.ts';
+import type { GraphModel, Value } from '../graph/builder.ts';
 import { layerNorm } from '../graph/ops.ts';
 import { StreamedLinears } from '../graph/streamed-linears.ts';
-import { cast, StreamedWeights } from '../graph/streamed-weights.ts';
+import { buildStreamed, cast } from '../graph/streamed-weights.ts';
 import type { ComputeType, WeightLocator } from '../graph/weights.ts';
 import type { Deltas } from '../lora/compose.ts';
 import { type StreamedUnit, StreamedGraph } from '../runtime/streamed-graph.ts';
@@ -16,7 +16,7 @@ import {
   modulationLayout,
   type ModulationSlot,
 } from './modulation.ts';
-import type { Rows, TokenPath, TokenPathFeeds } from './parts.ts';
+import { type Adaptation, eulerSteps, type Rows, type TokenPath, type TokenPathFeeds } from './parts.ts';
 
 type Kind = 'stem' | 'double' | 'single' | 'head';
 
@@ -68,7 +68,19 @@ export class StreamedTokenPath implements TokenPath {
     this.#slots = new Map(modulationLayout(spec).slots.map((slot) => [slot.name, slot]));
   }
 
-  async velocity(feeds: TokenPathFeeds, deltas: Deltas): Promise<Float32Array> {
+  advance(
+    feeds: TokenPathFeeds,
+    lengths: Float32Array,
+    { deltas }: Pick<Adaptation, 'deltas'>,
+  ): Promise<Float32Array> {
+    return eulerSteps(feeds, lengths, (step) => this.#velocity(step, deltas));
+  }
+
+  stepsPerRun(): number {
+    return 1;
+  }
+
+  async #velocity(feeds: TokenPathFeeds, deltas: Deltas): Promise<Float32Array> {
     const { hiddenSize } = this.#spec;
     const { latents, context, modulation, cos, sin } = feeds;
     const rows = (data: Float32Array): Rows => ({ data, dims: [data.length / hiddenSize, hiddenSize] });
@@ -147,40 +159,40 @@ function buildPart(
   compute: ComputeType,
   adapted: ReadonlySet<string>,
 ): GraphModel {
-  const g = new GraphBuilder(`token-path ${kind}`);
-  const linears = new StreamedLinears(g, new StreamedWeights(g, locator, compute), adapted);
-  const modulation = new InputModulation(g, spec, compute);
-  const input = (name: string, rows: string, width: number): Value =>
-    cast(g, g.input(name, 'float32', [rows, width]), compute);
-  const output = (name: string, value: Value): void => g.output(name, cast(g, value, 'float32'));
-  const context = (): BlockContext => {
-    const [cos, sin] = [input('cos', 'N', spec.headDim / 2), input('sin', 'N', spec.headDim / 2)];
-    return { g, linears, spec, modulation, cos, sin };
-  };
-  switch (kind) {
-    case 'stem':
-      output('img.out', linears.apply(input('latents', 'S', spec.inChannels), 'x_embedder'));
-      break;
-    case 'double': {
-      const [img, txt] = [input('img', 'S', spec.hiddenSize), input('txt', 'T', spec.hiddenSize)];
-      const out = doubleBlock(context(), 0, img, txt);
-      output('img.out', out.img);
-      output('txt.out', out.txt);
-      break;
+  return buildStreamed(`token-path ${kind}`, locator, compute, (g, weights) => {
+    const linears = new StreamedLinears(g, weights, adapted);
+    const modulation = new InputModulation(g, spec, compute);
+    const input = (name: string, rows: string, width: number): Value =>
+      cast(g, g.input(name, 'float32', [rows, width]), compute);
+    const output = (name: string, value: Value): void => g.output(name, cast(g, value, 'float32'));
+    const context = (): BlockContext => {
+      const [cos, sin] = [input('cos', 'N', spec.headDim / 2), input('sin', 'N', spec.headDim / 2)];
+      return { g, linears, spec, modulation, cos, sin };
+    };
+    switch (kind) {
+      case 'stem':
+        output('img.out', linears.apply(input('latents', 'S', spec.inChannels), 'x_embedder'));
+        break;
+      case 'double': {
+        const [img, txt] = [input('img', 'S', spec.hiddenSize), input('txt', 'T', spec.hiddenSize)];
+        const out = doubleBlock(context(), 0, img, txt);
+        output('img.out', out.img);
+        output('txt.out', out.txt);
+        break;
+      }
+      case 'single':
+        output('joint.out', singleBlock(context(), 0, input('joint', 'N', spec.hiddenSize)));
+        break;
+      case 'head': {
+        const img = input('img', 'S', spec.hiddenSize);
+        const [shift, scale] = modulation.chunks('norm_out', FINAL_CHUNKS) as [Value, Value];
+        output('velocity', linears.apply(layerNorm(g, img, scale, shift, 1e-6), 'proj_out'));
+        break;
+      }
+      default:
+        kind satisfies never;
     }
-    case 'single':
-      output('joint.out', singleBlock(context(), 0, input('joint', 'N', spec.hiddenSize)));
-      break;
-    case 'head': {
-      const img = input('img', 'S', spec.hiddenSize);
-      const [shift, scale] = modulation.chunks('norm_out', FINAL_CHUNKS) as [Value, Value];
-      output('velocity', linears.apply(layerNorm(g, img, scale, shift, 1e-6), 'proj_out'));
-      break;
-    }
-    default:
-      kind satisfies never;
-  }
-  return g.build();
+  });
 }
 
 function joined(a: Float32Array, b: Float32Array): Float32Array {

@@ -7,7 +7,7 @@ import type { WeightLocator } from '../graph/weights.ts';
 import { type Deltas, NO_DELTAS } from '../lora/compose.ts';
 import { difference, inPlace } from '../runtime/testing.ts';
 import { TorchGenerator } from '../sampling/random.ts';
-import { type ConditioningInput, type StreamedParts, Transformer } from './transformer.ts';
+import { type ConditioningInput, Transformer, type TransformerPlan } from './transformer.ts';
 
 const VARIANTS = join(FIXTURES, 'tiny-dev/variants');
 const CHECKPOINTS: Record<string, string> = {
@@ -20,8 +20,9 @@ const CHECKPOINTS: Record<string, string> = {
 };
 const GRID = { height: 4, width: 3 };
 const TEXT = 7;
-const STEPS = [0.9, 0.31];
-const EXACT: StreamedParts = { conditioner: true, tokenPath: 'float32' };
+const STEPS = [0.9, 0.31, 0];
+const EXACT: TransformerPlan = { conditioner: 'streamed', tokenPath: 'streamed', compute: 'float32' };
+const HALF: TransformerPlan = { ...EXACT, compute: 'float16' };
 
 interface Opened {
   spec: TransformerSpec;
@@ -46,7 +47,7 @@ async function results(model: Transformer, deltas: Deltas): Promise<Record<strin
     sigmas: Float32Array.from(STEPS),
     grid: GRID,
   };
-  const conditioning = await model.condition(input, deltas);
+  const conditioning = await model.condition(input, { deltas, parts: [] });
   const latents = random.randn(GRID.height * GRID.width * spec.inChannels);
   const { modulation, context } = conditioning;
   const velocities = [0, 1].map(async (step) => model.velocity(latents, conditioning, step));
@@ -56,7 +57,7 @@ async function results(model: Transformer, deltas: Deltas): Promise<Record<strin
 
 async function compare(
   { spec, locator }: Opened,
-  streamed: StreamedParts,
+  streamed: TransformerPlan,
   deltas: Deltas = NO_DELTAS,
 ): Promise<{ max: number; mean: number }> {
   const adapted = new Set(deltas.keys());
@@ -90,7 +91,7 @@ describe.each(Object.entries(CHECKPOINTS))('%s', (_name, path) => {
   test('streamed is resident, in fp32 and about so in fp16', async () => {
     const opened = await open(path);
     expect((await compare(opened, EXACT)).max).toBeLessThan(1e-5);
-    const half = await compare(opened, { conditioner: true, tokenPath: 'float16' });
+    const half = await compare(opened, HALF);
     expect(half.max).toBeLessThan(3e-2);
     expect(half.mean).toBeLessThan(5e-3);
   });
@@ -106,7 +107,7 @@ describe('LoRAs', () => {
     const deltas = loras(opened, wanted);
     expect(deltas.size).toBeGreaterThan(2);
     expect((await compare(opened, EXACT, deltas)).max).toBeLessThan(1e-5);
-    const half = await compare(opened, { tokenPath: 'float16' }, deltas);
+    const half = await compare(opened, { ...HALF, conditioner: 'resident' }, deltas);
     expect(half.max).toBeLessThan(3e-2);
     expect(half.mean).toBeLessThan(5e-3);
     const { spec, locator } = opened;
@@ -140,7 +141,7 @@ test.each(['fp16', 'bf16', 'fp8', 'fp8_scaled'])('%s gives the velocity of diffu
     text: await get('encoder_hidden_states'),
     pooled: await get('pooled'),
     guidance,
-    sigmas: Float32Array.of(sigma),
+    sigmas: Float32Array.of(sigma, 0),
     grid: { height: rows, width: columns },
   });
   const velocity = await model.velocity(await get('hidden_states'), conditioning, 0);

@@ -1,9 +1,16 @@
 import type { TransformerSpec } from '../checkpoint/spec.ts';
 import type { ComputeType, WeightLocator } from '../graph/weights.ts';
-import { type Deltas, NO_DELTAS } from '../lora/compose.ts';
 import type { SessionOptions } from '../runtime/session.ts';
+import { DeviceTokenPath } from './device-token-path.ts';
 import { modulationLayout } from './modulation.ts';
-import { type Conditioner, residentConditioner, residentTokenPath, type TokenPath } from './parts.ts';
+import {
+  type Adaptation,
+  type Conditioner,
+  NO_ADAPTATION,
+  residentConditioner,
+  residentTokenPath,
+  type TokenPath,
+} from './parts.ts';
 import { ropeTable } from './rope.ts';
 import { StreamedConditioner } from './streamed-conditioner.ts';
 import { StreamedTokenPath } from './streamed-token-path.ts';
@@ -15,7 +22,7 @@ export interface ConditioningInput {
   /** CLIP's pooled output [1, pooledDim]. */
   pooled: Float32Array;
   guidance: number;
-  /** Noise level of each step that will be run. */
+  /** Noise level before each step that will be run, and after the last. */
   sigmas: Float32Array;
   /** Image tokens per column and row. */
   grid: { height: number; width: number };
@@ -27,20 +34,25 @@ export interface Conditioning {
   context: Float32Array;
   /** Modulations, a row per step: [steps, modulationSize]. */
   modulation: Float32Array;
+  /** Of each step: its noise level afterwards minus that before. */
+  lengths: Float32Array;
   cos: Float32Array;
   sin: Float32Array;
   textTokens: number;
   imageTokens: number;
-  /** LoRA of the adapted modules, fed to every step. */
-  deltas: Deltas;
+  /** LoRAs, fed to every step. */
+  adaptation: Adaptation;
 }
 
-/** Which halves of the transformer hold no weights but read them from the checkpoint whenever they run. */
-export interface StreamedParts {
-  conditioner?: boolean;
-  /** What the token path computes in; absent when it is resident. */
-  tokenPath?: ComputeType;
+/** Where the halves of a transformer are. */
+export interface TransformerPlan {
+  conditioner: 'resident' | 'streamed';
+  tokenPath: 'resident' | 'streamed' | 'device';
+  /** What a token path that is not 'resident' computes in. */
+  compute: ComputeType;
 }
+
+const ON_HOST: TransformerPlan = { conditioner: 'resident', tokenPath: 'resident', compute: 'float32' };
 
 /** FLUX's transformer in its two halves: the conditioner, run once per job, and the token path, run once per step. */
 export class Transformer {
@@ -56,23 +68,19 @@ export class Transformer {
     this.#modulationSize = modulationLayout(spec).size;
   }
 
-  /** @param adapted modules for which `condition` will be given a LoRA; streamed parts take one for any module */
+  /** @param adapted modules for which `condition` will be given a LoRA; parts that are not resident take any */
   static async load(
     spec: TransformerSpec,
     locator: WeightLocator,
     options: SessionOptions,
     adapted: ReadonlySet<string> = new Set(),
-    streamed: StreamedParts = {},
+    plan: TransformerPlan = ON_HOST,
   ): Promise<Transformer> {
-    return new Transformer(
-      spec,
-      streamed.conditioner
+    const conditioner =
+      plan.conditioner === 'streamed'
         ? new StreamedConditioner(spec, locator, options)
-        : await residentConditioner(spec, locator, options, adapted),
-      streamed.tokenPath
-        ? new StreamedTokenPath(spec, locator, streamed.tokenPath, options)
-        : await residentTokenPath(spec, locator, options, adapted),
-    );
+        : await residentConditioner(spec, locator, options, adapted);
+    return new Transformer(spec, conditioner, await loadTokenPath(spec, locator, options, adapted, plan));
   }
 
   /**
@@ -87,12 +95,12 @@ export class Transformer {
     );
   }
 
-  /** @param deltas the LoRA of every adapted module */
-  async condition(input: ConditioningInput, deltas: Deltas = NO_DELTAS): Promise<Conditioning> {
+  /** @param adaptation with a LoRA for every adapted module */
+  async condition(input: ConditioningInput, adaptation: Adaptation = NO_ADAPTATION): Promise<Conditioning> {
     const { jointDim, pooledDim, timestepDim, guidanceEmbeds } = this.spec;
     const textTokens = input.text.length / jointDim;
     // diffusers divides its timesteps by 1000 before the transformer multiplies them again; both roundings count.
-    const time = input.sigmas.map((sigma) => Math.fround(sigma * 1000) / 1000);
+    const time = input.sigmas.subarray(0, -1).map((sigma) => Math.fround(sigma * 1000) / 1000);
     const guidance = Float32Array.of(input.guidance);
     const { modulation, context } = await this.#conditioner.condition(
       {
@@ -103,38 +111,86 @@ export class Transformer {
           ? { guidance: { data: timestepEmbedding(guidance, timestepDim), dims: [1, timestepDim] } }
           : {}),
       },
-      deltas,
+      adaptation.deltas,
     );
     return {
       context,
       modulation,
+      lengths: input.sigmas.subarray(1).map((sigma, i) => sigma - input.sigmas[i]!),
       ...ropeTable(this.spec, textTokens, input.grid.height, input.grid.width),
       textTokens,
       imageTokens: input.grid.height * input.grid.width,
-      deltas,
+      adaptation,
     };
   }
 
+  /** How many steps {@link advance} should be asked for at once. */
+  stepsPerRun({ imageTokens, adaptation }: Conditioning): number {
+    return this.#tokenPath.stepsPerRun(imageTokens, adaptation.parts);
+  }
+
+  /** Packed latents [S, outChannels] after the Euler steps [first, end), from those before them. */
+  advance(
+    latents: Float32Array,
+    conditioning: Conditioning,
+    first: number,
+    end: number,
+  ): Promise<Float32Array> {
+    const { lengths } = conditioning;
+    return this.#run(latents, conditioning, first, end, lengths.subarray(first, end));
+  }
+
   /** Velocity [S, outChannels] at packed latents [S, inChannels], with the modulations of step `step`. */
-  velocity(latents: Float32Array, conditioning: Conditioning, step: number): Promise<Float32Array> {
+  async velocity(latents: Float32Array, conditioning: Conditioning, step: number): Promise<Float32Array> {
+    const moved = await this.#run(latents, conditioning, step, step + 1, Float32Array.of(1));
+    return moved.map((value, i) => value - latents[i]!);
+  }
+
+  #run(
+    latents: Float32Array,
+    conditioning: Conditioning,
+    first: number,
+    end: number,
+    lengths: Float32Array,
+  ): Promise<Float32Array> {
     const { inChannels, hiddenSize, headDim } = this.spec;
-    const { context, modulation, cos, sin, textTokens, imageTokens } = conditioning;
+    const { context, modulation, cos, sin, textTokens, imageTokens, adaptation } = conditioning;
     const size = this.#modulationSize;
     const angles = [textTokens + imageTokens, headDim / 2];
-    return this.#tokenPath.velocity(
+    return this.#tokenPath.advance(
       {
         latents: { data: latents, dims: [imageTokens, inChannels] },
         context: { data: context, dims: [textTokens, hiddenSize] },
-        modulation: { data: modulation.subarray(step * size, (step + 1) * size), dims: [size] },
+        modulation: { data: modulation.subarray(first * size, end * size), dims: [end - first, size] },
         cos: { data: cos, dims: angles },
         sin: { data: sin, dims: angles },
       },
-      conditioning.deltas,
+      lengths,
+      adaptation,
     );
   }
 
   async release(): Promise<void> {
     await this.#conditioner.release();
     await this.#tokenPath.release();
+  }
+}
+
+async function loadTokenPath(
+  spec: TransformerSpec,
+  locator: WeightLocator,
+  options: SessionOptions,
+  adapted: ReadonlySet<string>,
+  { tokenPath, compute }: TransformerPlan,
+): Promise<TokenPath> {
+  switch (tokenPath) {
+    case 'resident':
+      return residentTokenPath(spec, locator, options, adapted);
+    case 'device':
+      return DeviceTokenPath.load(spec, locator, compute, options);
+    case 'streamed':
+      return new StreamedTokenPath(spec, locator, compute, options);
+    default:
+      return tokenPath satisfies never;
   }
 }

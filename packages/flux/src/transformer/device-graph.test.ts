@@ -5,7 +5,7 @@ import { loraFeeds } from '../graph/device-lora.ts';
 import type { Deltas } from '../lora/compose.ts';
 import { GraphSession } from '../runtime/session.ts';
 import { TorchGenerator } from '../sampling/random.ts';
-import { buildDeviceTokenPath, loraGroups } from './device-token-path.ts';
+import { buildDeviceTokenPath, loraGroups } from './device-graph.ts';
 import { modulationLayout } from './modulation.ts';
 import { ropeTable } from './rope.ts';
 import { buildTokenPath } from './token-path.ts';

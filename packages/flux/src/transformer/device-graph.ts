@@ -1,0 +1,114 @@
+import type { TransformerSpec } from '../checkpoint/spec.ts';
+import { ELEMENT_TYPES, GraphBuilder, type GraphModel, type Value } from '../graph/builder.ts';
+import { Linears } from '../graph/linears.ts';
+import { add, gather, mul } from '../graph/ops.ts';
+import { type LoraGroup, DeviceLinears, DeviceLora } from '../graph/device-lora.ts';
+import { type ComputeType, GraphWeights, type WeightLocator } from '../graph/weights.ts';
+import { type BlockContext, doubleBlockGroups, singleBlockGroups } from './blocks.ts';
+import { modulationLayout, RowModulation } from './modulation.ts';
+import { velocity } from './token-path.ts';
+
+/** What all steps of a run share. */
+interface Shared {
+  spec: TransformerSpec;
+  locator: WeightLocator;
+  compute: ComputeType;
+  /** Float32: latents [S, inChannels], a row of modulations per step [K, M], and the steps' lengths [K]. */
+  latents: Value;
+  modulation: Value;
+  deltas: Value;
+  /** In the compute type. */
+  context: Value;
+  cos: Value;
+  sin: Value;
+}
+
+type MakeLinears = (g: GraphBuilder, weights: GraphWeights) => Linears;
+
+/**
+ * The token path for a device: any number of denoising steps in one run, with or without LoRAs.
+ *
+ *   latents [S, inChannels], context [T, hidden], modulation [K, M], cos and sin [T + S, headDim / 2], deltas [K],
+ *   adapted bool [], and those of DeviceLora
+ *     -> latents [S, inChannels] after K Euler steps x += delta v
+ *
+ * What is an input crosses the bus in every run, and LoRAs of FLUX.1 are hundreds of MB: K steps share that. The
+ * weights are in memory once for both bodies of the branch, and a run without LoRAs does not pay for the other.
+ */
+export function buildDeviceTokenPath(
+  spec: TransformerSpec,
+  locator: WeightLocator,
+  compute: ComputeType,
+): GraphModel {
+  const g = new GraphBuilder('token-path');
+  const narrow = (x: Value): Value => cast(g, x, compute);
+  const shared: Shared = {
+    spec,
+    locator,
+    compute,
+    latents: g.input('latents', 'float32', ['S', spec.inChannels]),
+    modulation: g.input('modulation', 'float32', ['K', modulationLayout(spec).size]),
+    deltas: g.input('deltas', 'float32', ['K']),
+    context: narrow(g.input('context', 'float32', ['T', spec.hiddenSize])),
+    cos: narrow(g.input('cos', 'float32', ['T+S', spec.headDim / 2])),
+    sin: narrow(g.input('sin', 'float32', ['T+S', spec.headDim / 2])),
+  };
+  const adapted = g.input('adapted', 'bool', []);
+  const lora = new DeviceLora(g, loraGroups(spec, locator), compute);
+  const denoised = g.op('If', [adapted], shared.latents, {
+    then_branch: branch(g, 'adapted', shared, (body, weights) => new DeviceLinears(body, weights, lora)),
+    else_branch: branch(g, 'plain', shared, (body, weights) => new Linears(body, weights)),
+  });
+  g.output('denoised', denoised);
+  return g.build();
+}
+
+/** All linears of the token path by shared operand: what a DeviceLora of this graph is made of. */
+export function loraGroups(spec: TransformerSpec, locator: WeightLocator): LoraGroup[] {
+  const range = (count: number): number[] => Array.from({ length: count }, (_, i) => i);
+  return [
+    ['x_embedder'],
+    ...range(spec.doubleBlocks).flatMap(doubleBlockGroups),
+    ...range(spec.singleBlocks).flatMap(singleBlockGroups),
+    ['proj_out'],
+  ].map((paths) => {
+    const shapes = paths.map((path) => locator.locate(`${path}.weight`).shape as [number, number]);
+    return { paths, inFeatures: shapes[0]![1], outFeatures: shapes.map(([out]) => out) };
+  });
+}
+
+/** A body of the branch: a loop over the rows of the modulation. */
+function branch(
+  outer: GraphBuilder,
+  name: string,
+  { latents, deltas, ...shared }: Shared,
+  linearsOf: MakeLinears,
+): { graph: GraphBuilder } {
+  const g = outer.body(name);
+  const step = g.body(`${name}.step`);
+  const index = step.input(`${name}.index`, 'int64', []);
+  const more = step.input(`${name}.more`, 'bool', []);
+  const x = step.input(`${name}.x`, 'float32', latents.shape);
+  const { compute, context, cos, locator, modulation, sin, spec } = shared;
+  const weights = new GraphWeights(step, locator, compute);
+  const row = cast(step, gather(step, modulation, index), compute);
+  const ctx: BlockContext = {
+    g: step,
+    linears: linearsOf(step, weights),
+    spec,
+    modulation: new RowModulation(step, row, spec),
+    cos,
+    sin,
+  };
+  const slope = cast(step, velocity(ctx, cast(step, x, compute), context), 'float32');
+  step.output(`${name}.go_on`, more);
+  step.output(`${name}.next`, add(step, x, mul(step, slope, gather(step, deltas, index))));
+
+  const count = g.op('Size', [deltas], { type: 'int64', shape: [] });
+  g.output(`${name}.denoised`, g.op('Loop', [count, null, latents], latents, { body: { graph: step } }));
+  return { graph: g };
+}
+
+function cast(g: GraphBuilder, x: Value, type: ComputeType): Value {
+  return x.type === type ? x : g.op('Cast', [x], { ...x, type }, { to: ELEMENT_TYPES[type] });
+}
