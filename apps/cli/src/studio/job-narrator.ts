@@ -7,10 +7,12 @@ import {
 } from '@atelier/shared';
 import type { StudioClient } from '../client.ts';
 import { dim, duration, green, red, shorten } from '../output.ts';
-import { TrainingNewsReader } from '../training/news.ts';
+import { type TrainingNews, TrainingNewsReader } from '../training/news.ts';
 import { lossOf, useCommand } from '../training/result.ts';
 
 const REMEMBERED = 1000;
+/** Until a loss that is not there yet is looked for again. */
+const LOSS_MS = 2_000;
 
 /** What has been told of a job. */
 interface Told {
@@ -63,9 +65,21 @@ export class JobNarrator {
     const metrics = await this.#client.get<TrainingMetrics>(`${path}/metrics`);
     const ended = job.finished_at !== null;
     if (!ended) this.#tellStatus(job, describeTraining(job, metrics));
-    for (const line of versionLines(job, this.#toldOf(job.id).news.take(metrics)))
-      this.#tell('trainer', line);
+    for (const news of this.#toldOf(job.id).news.take(metrics))
+      if (news.type === 'checkpoint') this.#version(job, news, ended);
     if (ended) this.#tellStatus(job, describeTraining(job, metrics));
+  }
+
+  /** A version is told with its validation loss, which is measured after it was published and logged by nobody. */
+  #version(job: TrainingJob, news: TrainingNews & { type: 'checkpoint' }, ended: boolean): void {
+    const { lora, epoch, validationLoss } = news;
+    if (validationLoss === null && job.input.validation_every !== undefined && !ended) {
+      this.#toldOf(job.id).news.forget(news);
+      setTimeout(() => this.notice(job.id), LOSS_MS).unref();
+      return;
+    }
+    const loss = validationLoss === null ? '' : `, validation loss ${validationLoss.toFixed(4)}`;
+    this.#tell('trainer', `${job.id} ${lora} after epoch ${epoch}/${job.input.max_epochs}${loss}`);
   }
 
   #tellStatus({ id, kind, status }: GenerationJob | TrainingJob, line: string | null): void {
@@ -130,14 +144,6 @@ export function describeTraining(job: TrainingJob, metrics: TrainingMetrics): st
       return never;
     }
   }
-}
-
-function versionLines(job: TrainingJob, news: ReturnType<TrainingNewsReader['take']>): string[] {
-  return news.flatMap((entry) => {
-    if (entry.type !== 'checkpoint') return [];
-    const loss = entry.validationLoss === null ? '' : `, validation loss ${entry.validationLoss.toFixed(4)}`;
-    return [`${job.id} ${entry.lora} after epoch ${entry.epoch}/${job.input.max_epochs}${loss}`];
-  });
 }
 
 function reasonOf({ error }: GenerationJob | TrainingJob): string {
