@@ -20,8 +20,9 @@ export class InstantEngine implements Engine {
     this.exited = new Promise((resolve) => (this.#exit = resolve));
   }
 
-  async load(): Promise<{ loadMs: number }> {
-    return { loadMs: 0 };
+  async load(): ReturnType<Engine['load']> {
+    const device = { provider: 'cpu' as const, name: null, reason: 'an instant engine', memory: null };
+    return { loadMs: 0, device, residency: null };
   }
 
   async generate(

@@ -86,8 +86,8 @@ export function modelsView(catalog: Catalog): ModelList {
 }
 
 export function workerView(worker: WorkerInfo): WorkerView {
-  const { id, kind, models, provider, host, current_job, started_at } = worker;
-  return { id, kind, models, provider, host, current_job, started_at };
+  const { id, kind, models, provider, device, device_reason, host, current_job, started_at } = worker;
+  return { id, kind, models, provider, device, device_reason, host, current_job, started_at };
 }
 
 export function queueView(counts: QueueCounts): QueueView {

@@ -1,8 +1,18 @@
 import type { Config, Logger, ModelEntry, WorkerMetrics } from '@atelier/shared';
-import type { Engine, EngineImage, EngineProgressListener, EngineRequest, LoadOptions } from './engine.ts';
+import type {
+  Device,
+  Engine,
+  EngineImage,
+  EngineProgressListener,
+  EngineRequest,
+  LoadOptions,
+} from './engine.ts';
 
 export interface EngineHostOptions {
-  config: Pick<Config, 'ATELIER_CACHE_DIR' | 'ATELIER_ENGINE_THREADS'>;
+  config: Pick<
+    Config,
+    'ATELIER_CACHE_DIR' | 'ATELIER_ENGINE_MEMORY_BYTES' | 'ATELIER_ENGINE_PROVIDER' | 'ATELIER_ENGINE_THREADS'
+  >;
   spawn: (onLog: (line: string) => void) => Engine;
   metrics: WorkerMetrics;
   log: Logger;
@@ -16,6 +26,7 @@ export class EngineHost {
   readonly #options: EngineHostOptions;
   #engine: Engine | null = null;
   #resident: string | null = null;
+  #device: Device | null = null;
   /** Processes that were told to end; the end of any other is a crash. */
   readonly #dismissed = new WeakSet<Engine>();
 
@@ -26,6 +37,11 @@ export class EngineHost {
   /** Name of the model that the running process holds. */
   get resident(): string | null {
     return this.#resident;
+  }
+
+  /** Where the latest process computes; null until it has loaded a model. */
+  get device(): Device | null {
+    return this.#device;
   }
 
   /**
@@ -39,16 +55,22 @@ export class EngineHost {
     const engine = (this.#engine ??= this.#spawn());
     this.#resident = null;
     const started = performance.now();
+    const threads = config.ATELIER_ENGINE_THREADS;
+    const memory = config.ATELIER_ENGINE_MEMORY_BYTES;
     const options: LoadOptions = {
       name: model.name,
       files: model.files,
       cacheDir: config.ATELIER_CACHE_DIR,
       maxSequenceLength: model.defaults.max_sequence_length,
       ...(model.quantize ? { placement: model.quantize } : {}),
-      ...(config.ATELIER_ENGINE_THREADS === undefined ? {} : { threads: config.ATELIER_ENGINE_THREADS }),
+      provider: config.ATELIER_ENGINE_PROVIDER,
+      ...(threads === undefined ? {} : { threads }),
+      ...(memory === undefined ? {} : { deviceBytes: memory }),
     };
     try {
-      await engine.load(options);
+      const { device, residency } = await engine.load(options);
+      this.#device = device;
+      log.info({ ...device, residency: residency?.rows }, 'device');
     } catch (error) {
       this.kill();
       throw error;

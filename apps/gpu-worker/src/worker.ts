@@ -55,9 +55,10 @@ export async function startGpuWorker(options: GpuWorkerOptions): Promise<GpuWork
   const queues = new JobQueues(config, redis);
   const registration = new WorkerRegistration(redis, {
     kind: 'generation',
-    models: engine.resident === null ? [] : [engine.resident],
-    provider: 'cpu',
+    models: [],
+    provider: null,
   });
+  registration.update(engineInfo(engine));
   const processor = new GenerationProcessor({
     config,
     jobs,
@@ -73,8 +74,7 @@ export async function startGpuWorker(options: GpuWorkerOptions): Promise<GpuWork
     metrics,
     log,
     workerId: registration.info.id,
-    onCurrent: (id) =>
-      registration.update({ current_job: id, models: engine.resident === null ? [] : [engine.resident] }),
+    onCurrent: (id) => registration.update({ current_job: id, ...engineInfo(engine) }),
   });
   const worker = createQueueWorker(config, redis, 'generation', (job, token) =>
     processor.process(job, token),
@@ -130,5 +130,15 @@ export async function startGpuWorker(options: GpuWorkerOptions): Promise<GpuWork
         sleep(REDIS_CLOSE_MS, undefined, { ref: false }),
       ]);
     },
+  };
+}
+
+/** What the list of workers says of an engine. */
+function engineInfo({ resident, device }: EngineHost) {
+  return {
+    models: resident === null ? [] : [resident],
+    provider: device?.provider ?? null,
+    device: device?.name ?? null,
+    device_reason: device?.reason ?? null,
   };
 }

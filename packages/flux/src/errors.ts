@@ -11,6 +11,7 @@ export type FluxErrorCode =
   | 'engine_failed'
   | 'out_of_memory'
   | 'provider_unavailable'
+  | 'device_too_small'
   | 'canceled';
 
 /** An error of the engine. `message` says what was found and what is allowed; `details` is the same as data. */

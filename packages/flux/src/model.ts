@@ -4,12 +4,14 @@ import { LoraStore } from './lora/store.ts';
 import { loraTarget } from './lora/target.ts';
 import type { Style } from './lora/types.ts';
 import { type Variant, Variants } from './lora/variants.ts';
-import { placeModel, type Placement, type PrepareProgress } from './runtime/placement.ts';
+import { loadOnDevice, loadOnHost } from './runtime/load-parts.ts';
+import type { Placement, PrepareProgress } from './runtime/placement.ts';
+import type { Device } from './runtime/provider.ts';
+import type { ResidencyPlan } from './runtime/residency.ts';
 import { PATCH, type LatentSize } from './sampling/latents.ts';
-import { TextEncoder } from './text/encoder.ts';
-import { isConditionerModule } from './transformer/conditioner.ts';
-import { Transformer } from './transformer/transformer.ts';
-import { Vae } from './vae/vae.ts';
+import type { TextEncoder } from './text/encoder.ts';
+import type { Transformer } from './transformer/transformer.ts';
+import type { Vae } from './vae/vae.ts';
 
 export interface LoadOptions {
   name: string;
@@ -20,9 +22,14 @@ export interface LoadOptions {
   maxSequenceLength: number;
   threads?: number;
   /**
-   * Of the transformer's weights; chosen from the size of the model and of memory when absent.
+   * Of the transformer's weights; chosen from the size of the model and of memory when absent. On a device 'expand'
+   * means fp16.
    */
   placement?: Placement;
+  /** Where the model runs; the processor when absent. */
+  device?: Device;
+  /** What the model may take of a device's memory; all that is free when absent. */
+  deviceBytes?: number;
 }
 
 /** A loaded model: text encoders, transformer and autoencoder ready to run. */
@@ -34,11 +41,18 @@ export class FluxModel {
   readonly #transformer: Transformer;
   readonly #vae: Vae;
   readonly #variants: Variants;
+  readonly #residency: ResidencyPlan | null;
 
   private constructor(
     name: string,
     scheduler: SchedulerSpec,
-    parts: { text: TextEncoder; transformer: Transformer; vae: Vae; variants: Variants },
+    parts: {
+      text: TextEncoder;
+      transformer: Transformer;
+      vae: Vae;
+      variants: Variants;
+      residency: ResidencyPlan | null;
+    },
   ) {
     this.name = name;
     this.scheduler = scheduler;
@@ -47,46 +61,29 @@ export class FluxModel {
     this.#transformer = parts.transformer;
     this.#vae = parts.vae;
     this.#variants = parts.variants;
+    this.#residency = parts.residency;
   }
 
   /**
    * @param onProgress bytes of weights prepared so far; not called when the cache already has them
-   * @throws FluxError checkpoint_missing, checkpoint_invalid, checkpoint_unsupported, engine_failed
+   * @throws FluxError checkpoint_missing, checkpoint_invalid, checkpoint_unsupported, engine_failed, device_too_small
    */
   static async load(
     options: LoadOptions,
     onProgress?: (progress: PrepareProgress) => void,
   ): Promise<FluxModel> {
-    const { files, maxSequenceLength } = options;
-    const opened = await openModel(files);
-    const placed = await placeModel(opened, options, onProgress);
-    const session = options.threads ? { threads: options.threads } : {};
-    const text = await TextEncoder.load(
-      {
-        clip: { spec: opened.clip.spec, locator: placed.clip, tokenizer: files.tokenizer },
-        t5: { spec: opened.t5.spec, locator: placed.t5, tokenizer: files.tokenizer2 },
-        maxSequenceLength,
-      },
-      session,
-    );
-    const transformer = await Transformer.load(opened.transformer.spec, placed.transformer, session);
-    const vae = await Vae.load(opened.vae.spec, placed.vae, session);
+    const opened = await openModel(options.files);
+    const parts = await (onDevice(options)
+      ? loadOnDevice(opened, options, onProgress)
+      : loadOnHost(opened, options, onProgress));
     const target = loraTarget({ transformer: opened.transformer.spec, clip: opened.clip.spec });
-    const variants = new Variants(
-      {
-        text,
-        transformer,
-        clipWeights: placed.clip,
-        transformerWeights: placed.transformer,
-        adapts: placed.placement === 'expand' ? 'merge' : 'add',
-        conditions: isConditionerModule,
-        loadAdapted: (adapted) =>
-          Transformer.load(opened.transformer.spec, placed.transformer, session, adapted),
-        session,
-      },
-      new LoraStore(target),
-    );
-    return new FluxModel(options.name, opened.scheduler, { text, transformer, vae, variants });
+    const variants = new Variants(parts.base, new LoraStore(target));
+    return new FluxModel(options.name, opened.scheduler, { ...parts, ...parts.base, variants });
+  }
+
+  /** What is where, for people; null on the processor. */
+  get residency(): ResidencyPlan | null {
+    return this.#residency;
   }
 
   /** Sides of a picture are multiples of this many pixels. */
@@ -119,4 +116,8 @@ export class FluxModel {
     await this.#transformer.release();
     await this.#vae.release();
   }
+}
+
+function onDevice(options: LoadOptions): options is LoadOptions & { device: Device } {
+  return options.device !== undefined && options.device.provider !== 'cpu';
 }

@@ -43,6 +43,15 @@ const Env = z
     /** Quantised weights and downloads; may be deleted at any time. Below the data folder when absent. */
     ATELIER_CACHE_DIR: optional(z.string().min(1)),
 
+    /** Where the engine computes; `auto` takes an NVIDIA GPU when there is one that can be used. */
+    ATELIER_ENGINE_PROVIDER: z.enum(['auto', 'cuda', 'webgpu', 'cpu']).default('auto'),
+    /** What a model may take of a GPU's memory; all that is free when absent. */
+    ATELIER_ENGINE_MEMORY_BYTES: optional(
+      z.coerce
+        .number()
+        .int()
+        .min(2 ** 28),
+    ),
     /** Threads of the engine's operators; the runtime's own choice when absent. */
     ATELIER_ENGINE_THREADS: optional(z.coerce.number().int().min(1).max(256)),
     /** Loads the default model when the worker starts instead of at the first job. */

@@ -17,6 +17,7 @@ export const ENGINE_ERRORS = Object.freeze({
   engine_failed: 'engine_failed',
   out_of_memory: 'gpu_out_of_memory',
   provider_unavailable: 'model_load_failed',
+  device_too_small: 'model_load_failed',
   canceled: 'job_canceled',
 } as const satisfies Record<string, ErrorCode>);
 

@@ -11,8 +11,11 @@ export interface WorkerInfo {
   kind: JobKind;
   /** Models that are loaded. */
   models: string[];
-  /** Where the engine computes, such as `cpu`; null for a worker without an engine. */
+  /** Where the engine computes, such as `cpu`; null until it has loaded a model. */
   provider: string | null;
+  /** Name of the device, and why it was chosen; null as long as the provider is. */
+  device: string | null;
+  device_reason: string | null;
   pid: number;
   host: string;
   started_at: string;
@@ -39,6 +42,8 @@ export class WorkerRegistration {
     this.info = {
       id: `${worker.kind === 'training' ? 'trainer' : 'worker'}-${randomUUID().slice(0, 8)}`,
       ...worker,
+      device: null,
+      device_reason: null,
       pid: process.pid,
       host: hostname(),
       started_at: new Date().toISOString(),
@@ -48,7 +53,9 @@ export class WorkerRegistration {
     this.#beat();
   }
 
-  update(change: Partial<Pick<WorkerInfo, 'models' | 'provider' | 'current_job'>>): void {
+  update(
+    change: Partial<Pick<WorkerInfo, 'models' | 'provider' | 'device' | 'device_reason' | 'current_job'>>,
+  ): void {
     Object.assign(this.info, change);
     this.#beat();
   }

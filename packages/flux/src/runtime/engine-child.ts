@@ -3,6 +3,8 @@ import { FluxError } from '../errors.ts';
 import { FluxModel } from '../model.ts';
 import { generate, type EngineImage } from '../pipeline.ts';
 import { train, type TrainResult } from '../training/train.ts';
+import { chooseDevice, type Device } from './provider.ts';
+import { formatPlan } from './residency.ts';
 import type { EngineStats, FromEngine, LoadResult, ToEngine } from './protocol.ts';
 
 /*
@@ -13,6 +15,8 @@ import type { EngineStats, FromEngine, LoadResult, ToEngine } from './protocol.t
 let model: FluxModel | null = null;
 let loaded: { name: string; loadMs: number } | null = null;
 let generated = 0;
+/** Chosen at the first load: a process holds on to the device that it has opened. */
+let device: Device | null = null;
 const canceled = new Set<number>();
 let training: AbortController | null = null;
 let last: Promise<unknown> = Promise.resolve();
@@ -68,10 +72,14 @@ async function load({ id, options }: ToEngine & { type: 'load' }): Promise<LoadR
   model = null;
   loaded = null;
   const started = performance.now();
-  model = await FluxModel.load(options, (progress) => send({ type: 'load-progress', id, ...progress }));
+  device ??= await chooseDevice(options.provider ?? 'auto');
+  model = await FluxModel.load({ ...options, device }, (progress) =>
+    send({ type: 'load-progress', id, ...progress }),
+  );
   const loadMs = performance.now() - started;
   loaded = { name: options.name, loadMs };
-  return { loadMs };
+  if (model.residency) process.stdout.write(`${formatPlan(model.residency)}\n`);
+  return { loadMs, device, residency: model.residency };
 }
 
 async function run({ id, request }: ToEngine & { type: 'generate' }): Promise<EngineImage> {
@@ -115,7 +123,7 @@ async function runTraining({ id, request }: ToEngine & { type: 'train' }): Promi
 function stats(): EngineStats {
   return {
     pid: process.pid,
-    provider: 'cpu',
+    provider: device?.provider ?? null,
     model: loaded?.name ?? null,
     rssBytes: process.memoryUsage.rss(),
     loadMs: loaded?.loadMs ?? null,

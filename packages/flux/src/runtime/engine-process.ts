@@ -2,10 +2,16 @@ import { type ChildProcess, fork } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { createInterface } from 'node:readline';
 import { FluxError } from '../errors.ts';
-import type { LoadOptions } from '../model.ts';
 import type { EngineImage, EngineRequest } from '../pipeline.ts';
 import type { TrainEvent, TrainRequest, TrainResult } from '../training/train.ts';
-import type { EngineProgress, EngineStats, FromEngine, LoadResult, ToEngine } from './protocol.ts';
+import type {
+  EngineLoadOptions,
+  EngineProgress,
+  EngineStats,
+  FromEngine,
+  LoadResult,
+  ToEngine,
+} from './protocol.ts';
 
 export interface SpawnOptions {
   /** Receives each line that the process writes to stdout or stderr. */
@@ -19,7 +25,7 @@ export interface EngineExit {
 
 /** A request without its id. */
 type Task =
-  | { type: 'load'; options: LoadOptions }
+  | { type: 'load'; options: EngineLoadOptions }
   | { type: 'generate'; request: EngineRequest }
   | { type: 'train'; request: TrainRequest }
   | { type: 'stats' };
@@ -75,7 +81,7 @@ export class EngineProcess {
 
   /** Loads a model, releasing the one before. `onProgress` reports bytes while weights are prepared. */
   load(
-    options: LoadOptions,
+    options: EngineLoadOptions,
     onProgress?: (progress: { done: number; total: number }) => void,
   ): Promise<LoadResult> {
     return this.#request<LoadResult>({ type: 'load', options }, (message) => {

@@ -1,11 +1,14 @@
 import type { FluxErrorCode } from '../errors.ts';
 import type { LoadOptions } from '../model.ts';
 import type { EngineImage, EngineRequest } from '../pipeline.ts';
+import type { Device } from './provider.ts';
+import type { ResidencyPlan } from './residency.ts';
+import type { Provider } from './session.ts';
 import type { TrainEvent, TrainRequest, TrainResult } from '../training/train.ts';
 
 /** What the engine process and its parent say to each other: one request at a time is answered by its id. */
 export type ToEngine =
-  | { type: 'load'; id: number; options: LoadOptions }
+  | { type: 'load'; id: number; options: EngineLoadOptions }
   | { type: 'generate'; id: number; request: EngineRequest }
   | { type: 'train'; id: number; request: TrainRequest }
   | { type: 'stats'; id: number }
@@ -31,13 +34,23 @@ export interface EngineProgress {
   steps: number;
 }
 
+/** Where the model runs is for the engine process to find out. */
+export interface EngineLoadOptions extends Omit<LoadOptions, 'device'> {
+  /** 'auto' when absent. */
+  provider?: 'auto' | Provider;
+}
+
 export interface LoadResult {
   loadMs: number;
+  device: Device;
+  /** What is where on the device; null on the processor. */
+  residency: ResidencyPlan | null;
 }
 
 export interface EngineStats {
   pid: number;
-  provider: 'cpu';
+  /** null until a model was loaded. */
+  provider: Provider | null;
   model: string | null;
   rssBytes: number;
   loadMs: number | null;

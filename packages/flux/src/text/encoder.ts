@@ -17,8 +17,17 @@ export interface EncodedText {
 
 export interface TextEncoderParts {
   clip: { spec: ClipSpec; locator: WeightLocator; tokenizer: string };
-  /** With `streamed` T5 holds no weights: they are read for every text and computed with in this type. */
-  t5: { spec: T5Spec; locator: WeightLocator; tokenizer: string; streamed?: ComputeType };
+  /**
+   * With `streamed` T5 holds no weights: they are read for every text and computed with in this type. `session` is for
+   * T5 alone when it runs elsewhere than CLIP.
+   */
+  t5: {
+    spec: T5Spec;
+    locator: WeightLocator;
+    tokenizer: string;
+    streamed?: ComputeType;
+    session?: SessionOptions;
+  };
   /** Tokens that T5's result has, padding included. */
   maxSequenceLength: number;
 }
@@ -49,12 +58,12 @@ export class TextEncoder {
       clip: await TextTokenizer.open(parts.clip.tokenizer),
       t5: await TextTokenizer.open(parts.t5.tokenizer),
     };
-    const { spec, locator, streamed } = parts.t5;
+    const { spec, locator, streamed, session = options } = parts.t5;
     const sessions = {
       clip: await GraphSession.create('clip', buildClip(parts.clip.spec, parts.clip.locator), options),
       t5: streamed
-        ? new StreamedT5(spec, locator, streamed, options)
-        : await ResidentT5.load(spec, locator, options),
+        ? new StreamedT5(spec, locator, streamed, session)
+        : await ResidentT5.load(spec, locator, session),
     };
     return new TextEncoder(parts, tokenizers, sessions);
   }

@@ -50,7 +50,12 @@ export const WorkerView = z
     id: z.string(),
     kind: z.enum(JOB_KINDS),
     models: z.array(z.string()).meta({ description: 'Models that it can run, the resident one first' }),
-    provider: z.string().nullable(),
+    provider: z
+      .string()
+      .nullable()
+      .meta({ description: 'cuda, webgpu or cpu; null until a model was loaded' }),
+    device: z.string().nullable().meta({ description: 'Name of the device; null for the processor' }),
+    device_reason: z.string().nullable().meta({ description: 'Why the engine computes there' }),
     host: z.string(),
     current_job: z.string().nullable(),
     started_at: z.iso.datetime(),

@@ -1,0 +1,176 @@
+import type { OpenedModel, OpenedPart } from '../checkpoint/model-files.ts';
+import type { TransformerSpec } from '../checkpoint/spec.ts';
+import { FluxError } from '../errors.ts';
+import { isConditionerModule } from '../transformer/conditioner.ts';
+import type { TransformerPlan } from '../transformer/transformer.ts';
+import { DEFAULT_TILING, type Tiling } from '../vae/tiling.ts';
+
+/** Where a part of a model is while jobs run. */
+export interface ResidencyRow {
+  part: string;
+  where: 'device' | 'streamed to the device' | 'host';
+  /** Of its weights. */
+  weightBytes: number;
+  /** What it takes of the device's memory, between its runs and during them. */
+  heldBytes: number;
+  peakBytes: number;
+}
+
+export interface ResidencyPlan {
+  transformer: TransformerPlan;
+  t5: 'resident' | 'streamed';
+  tiling: Tiling | null;
+  rows: readonly ResidencyRow[];
+  /** What the plan needs and what there is. */
+  neededBytes: number;
+  freeBytes: number;
+}
+
+/** The largest picture that every plan has room for. */
+const PIXELS = 1024 * 1024;
+
+const MIB = 2 ** 20;
+/** Of the driver, cuBLAS and cuDNN; measured on an H100 with CUDA 13. */
+const CONTEXT_BYTES = 600 * MIB;
+/** LoRAs of rank 16 on every linear of FLUX.1 are 131 MB in fp16; this is three. */
+const LORA_BYTES = 400 * MIB;
+
+/**
+ * Decides, from the shapes of a checkpoint and the free memory of a device, what is resident there. The token path
+ * comes first: it runs in every step. Then what runs once per job, in the order of what streaming it costs. On a
+ * device without room for the token path its blocks are streamed in every step.
+ * @throws FluxError device_too_small when not even that fits
+ */
+export function planResidency(model: OpenedModel, tokenPathBytes: number, freeBytes: number): ResidencyPlan {
+  const sizes = {
+    'token path': tokenPathBytes,
+    conditioner: partBytes(model.transformer, isConditionerName),
+    T5: partBytes(model.t5),
+    CLIP: partBytes(model.clip),
+    autoencoder: partBytes(model.vae) * (4 / widestBytes(model.vae)),
+  };
+  const { spec } = model.transformer;
+  const work = tokenPathWork(spec, PIXELS, model.vae.spec.scaleFactor);
+  const budget = freeBytes - CONTEXT_BYTES;
+
+  const pieces = (tile: number): number => autoencoderWork(model, tile);
+  const whole = Math.sqrt(PIXELS) / model.vae.spec.scaleFactor;
+  const rows: ResidencyRow[] = [];
+  let held = 0;
+  const place = (
+    part: keyof typeof sizes,
+    where: ResidencyRow['where'],
+    heldBytes: number,
+    peakBytes: number,
+  ): void => {
+    rows.push({ part, where, weightBytes: sizes[part], heldBytes, peakBytes });
+    held += heldBytes;
+  };
+
+  const tiled = sizes.autoencoder + pieces(DEFAULT_TILING.tile);
+  const resident = sizes['token path'] + work + LORA_BYTES + tiled <= budget;
+  if (resident) place('token path', 'device', sizes['token path'] + work + LORA_BYTES, 0);
+  else place('token path', 'streamed to the device', 0, 2 * blockBytes(spec) + work + LORA_BYTES);
+
+  const untiled = sizes.autoencoder + pieces(whole);
+  const fitsWhole = held + untiled <= budget;
+  place('autoencoder', 'device', sizes.autoencoder, pieces(fitsWhole ? whole : DEFAULT_TILING.tile));
+
+  const peaks = (): number => Math.max(...rows.map(({ peakBytes }) => peakBytes));
+  const fits = (bytes: number): boolean => resident && held + bytes + peaks() <= budget;
+  // Streaming T5 costs about a second per prompt, the conditioner half a second per job.
+  const t5 = fits(sizes.T5 * 1.1) ? 'resident' : 'streamed';
+  if (t5 === 'resident') place('T5', 'device', sizes.T5 * 1.1, 0);
+  else place('T5', 'streamed to the device', 0, (sizes.T5 / model.t5.spec.layers) * 6);
+  const conditioner = fits(sizes.conditioner * 1.1) ? 'resident' : 'streamed';
+  if (conditioner === 'resident') place('conditioner', 'device', sizes.conditioner * 1.1, 0);
+  else place('conditioner', 'streamed to the device', 0, spec.hiddenSize ** 2 * 10);
+  place('CLIP', 'host', 0, 0);
+
+  const neededBytes = CONTEXT_BYTES + held + peaks();
+  if (neededBytes > freeBytes)
+    throw new FluxError(
+      'device_too_small',
+      `the device has ${gib(freeBytes)} GiB of free memory; this model needs ${gib(neededBytes)} GiB even with its ` +
+        'blocks streamed',
+      { details: { freeBytes, neededBytes } },
+    );
+  return {
+    transformer: { conditioner, tokenPath: resident ? 'device' : 'streamed', compute: 'float16' },
+    t5,
+    tiling: fitsWhole ? null : DEFAULT_TILING,
+    rows,
+    neededBytes,
+    freeBytes,
+  };
+}
+
+/** The plan as a table for people. */
+export function formatPlan({ rows, neededBytes, freeBytes, tiling }: ResidencyPlan): string {
+  const lines = [
+    ['part', 'where', 'weights', 'held', 'while it runs'],
+    ...rows.map(({ part, where, weightBytes, heldBytes, peakBytes }) => [
+      part,
+      where,
+      ...[weightBytes, heldBytes, peakBytes].map((bytes) => `${gib(bytes)} GiB`),
+    ]),
+  ];
+  const widths = lines[0]!.map((_, i) => Math.max(...lines.map((line) => line[i]!.length)));
+  const table = lines.map((line) =>
+    line
+      .map((cell, i) => cell.padEnd(widths[i]!))
+      .join('  ')
+      .trimEnd(),
+  );
+  const tiles = tiling ? `; pictures above ${tiling.above} latents a side are decoded in tiles` : '';
+  return [...table, `needs ${gib(neededBytes)} of ${gib(freeBytes)} GiB free${tiles}`].join('\n');
+}
+
+function gib(bytes: number): string {
+  return (bytes / 2 ** 30).toFixed(2);
+}
+
+function isConditionerName(name: string): boolean {
+  return isConditionerModule(name.replace(/\.(weight|bias)$/, ''));
+}
+
+/** Bytes of the weights of a part that `wanted` lets through, as they are stored. */
+export function partBytes(part: OpenedPart<unknown>, wanted: (name: string) => boolean = () => true): number {
+  return part.weights
+    .names()
+    .filter(wanted)
+    .reduce((sum, name) => sum + part.weights.get(name).byteLength, 0);
+}
+
+function widestBytes({ weights }: OpenedPart<unknown>): number {
+  return Math.max(
+    ...weights.names().map((name) => {
+      const { byteLength, shape } = weights.get(name);
+      return byteLength / shape.reduce((product, size) => product * size, 1);
+    }),
+  );
+}
+
+/** Weights of the largest block in fp8, as they are fed. */
+function blockBytes({ hiddenSize, mlpSize }: TransformerSpec): number {
+  return 2 * (4 * hiddenSize ** 2 + 2 * hiddenSize * mlpSize);
+}
+
+/**
+ * Activations of a step in fp16 and the largest weight twice, widened. The factors are those of the widest point of a
+ * block, found by comparing with what an H100 showed at 512, 768 and 1024 pixels.
+ */
+function tokenPathWork(
+  { hiddenSize, mlpSize }: TransformerSpec,
+  pixels: number,
+  scaleFactor: number,
+): number {
+  const tokens = pixels / (2 * scaleFactor) ** 2 + 512;
+  return 2 * (tokens * (14 * hiddenSize + 4 * mlpSize) + 2 * hiddenSize * (hiddenSize + mlpSize));
+}
+
+/** Activations of the autoencoder on a square of `side` latents, fp32: some values of its widest level at full size. */
+function autoencoderWork(model: OpenedModel, side: number): number {
+  const { blockOutChannels, scaleFactor } = model.vae.spec;
+  return 4 * 5 * blockOutChannels[1]! * (side * scaleFactor) ** 2;
+}
