@@ -10,6 +10,7 @@ import mini
 import numerics
 import stages
 import tiny
+import trained
 import training
 import variants
 
@@ -52,6 +53,7 @@ def main() -> None:
         generate_numerics(args.out)
         training.goldens(args.out, args.out / "training")
         mini.pictures(args.mini, args.out / "mini")
+        trained.pictures(args.mini, HERE / "fixtures/trained/lora.safetensors", args.out / "trained")
 
 
 if __name__ == "__main__":
