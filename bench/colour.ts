@@ -1,6 +1,9 @@
-/** Mean of a picture's pixels in CIE L*a*b* (D65), and what is told of them. */
+/** What is measured of a picture, in CIE L*a*b* (D65). */
 export interface Colour {
-  /** Mean chroma √(a*² + b*²) of all pixels; 0 is grey, an sRGB primary has 100 to 130. */
+  /**
+   * Mean chroma √(a*² + b*²) of what is drawn, the pixels that are clearly not paper; 0 is grey, the primaries of
+   * sRGB have 104 to 134.
+   */
   chroma: number;
   /** Mean L*a*b* of the four corners, where pictures of one thing show what they are painted on. */
   paper: Lab;
@@ -11,35 +14,30 @@ export type Lab = readonly [lightness: number, a: number, b: number];
 /** Side of a corner as a part of the picture's. The outermost pixels are left out: edges of a canvas are there. */
 const CORNER = 0.12;
 const EDGE = 0.03;
+/** Distance from the paper beyond which a pixel is drawn: ten just noticeable differences. */
+const DRAWN = 20;
 
 /** D65, as sRGB (IEC 61966-2-1) defines it. */
 const WHITE = [0.95047, 1, 1.08883] as const;
 
 /** Measures an RGB8 picture [h, w, 3]. */
 export function measure(pixels: Uint8Array, width: number, height: number): Colour {
-  let chroma = 0;
-  const paper = [0, 0, 0];
-  let corners = 0;
-  for (let y = 0; y < height; y++) {
-    for (let x = 0; x < width; x++) {
-      const at = (y * width + x) * 3;
-      const lab = toLab(pixels[at]!, pixels[at + 1]!, pixels[at + 2]!);
-      chroma += Math.hypot(lab[1], lab[2]);
-      if (!inCorner(x / width) || !inCorner(y / height)) continue;
-      corners++;
-      for (let i = 0; i < 3; i++) paper[i]! += lab[i]!;
-    }
-  }
-  return { chroma: chroma / (width * height), paper: paper.map((sum) => sum / corners) as unknown as Lab };
+  const labs = Array.from({ length: width * height }, (_, i) =>
+    toLab(pixels[3 * i]!, pixels[3 * i + 1]!, pixels[3 * i + 2]!),
+  );
+  const paper = meanLab(
+    labs.filter((_, i) => inCorner((i % width) / width) && inCorner(Math.floor(i / width) / height)),
+  );
+  const drawn = labs.filter((lab) => deltaE(lab, paper) > DRAWN);
+  const chroma = drawn.reduce((sum, [, a, b]) => sum + Math.hypot(a, b), 0) / Math.max(drawn.length, 1);
+  return { chroma, paper };
 }
 
 /** The mean of several pictures. */
 export function meanColour(colours: readonly Colour[]): Colour {
-  const mean = (pick: (colour: Colour) => number) =>
-    colours.reduce((sum, colour) => sum + pick(colour), 0) / colours.length;
   return {
-    chroma: mean(({ chroma }) => chroma),
-    paper: [mean(({ paper }) => paper[0]), mean(({ paper }) => paper[1]), mean(({ paper }) => paper[2])],
+    chroma: colours.reduce((sum, { chroma }) => sum + chroma, 0) / colours.length,
+    paper: meanLab(colours.map(({ paper }) => paper)),
   };
 }
 
@@ -64,6 +62,11 @@ const LINEAR = Float64Array.from({ length: 256 }, (_, byte) => {
 
 function f(t: number): number {
   return t > 216 / 24389 ? Math.cbrt(t) : ((24389 / 27) * t + 16) / 116;
+}
+
+function meanLab(labs: readonly Lab[]): Lab {
+  const mean = (axis: 0 | 1 | 2) => labs.reduce((sum, lab) => sum + lab[axis], 0) / labs.length;
+  return [mean(0), mean(1), mean(2)];
 }
 
 function inCorner(position: number): boolean {

@@ -10,7 +10,7 @@ import { type Colour, deltaE, meanColour, measure } from './colour.ts';
 /*
  * node bench/style-effect.ts LORA.safetensors: what a LoRA trained on examples/ink-wash does to subjects that it has
  * not seen. Each of held-out-subjects.txt is drawn without and with it, same prompt and same seed; told are the mean
- * chroma, and how far the paper is from that of the training pictures.
+ * chroma of what is drawn, and how far the paper is from that of the training pictures.
  */
 
 const SIZE = 128;
@@ -47,7 +47,7 @@ try {
   ] as const) {
     for (const [i, subject] of subjects.entries()) {
       const { pixels } = await engine.generate({
-        prompt: values.prompt.replace('*', subject),
+        prompt: values.prompt.replace('*', subject).replace(/\ba (?=[aeiou])/, 'an '),
         width: SIZE,
         height: SIZE,
         steps: Number(values.steps),
