@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import {
   DatasetStore,
@@ -128,6 +128,9 @@ const versions = async (name: string): Promise<string[]> =>
   (await studio.loras.get(T, name))!.versions.map(({ sha256 }) => sha256);
 const keys = async (job: JobRecord): Promise<string[]> =>
   (await studio.store.list(trainingPrefix(job))).objects.map(({ key }) => key);
+/** Folders of the job's attempts in the cache. */
+const folders = async (job: JobRecord): Promise<string[]> =>
+  (await readdir(join(studio.config.ATELIER_CACHE_DIR, 'trainings'))).filter((name) => name.includes(job.id));
 const stepOf = async (job: JobRecord): Promise<number> => (await studio.jobs.get(job))!.progress.step;
 
 /** Waits until a checkpoint of the job is stored. */
@@ -145,6 +148,7 @@ async function expectUndisturbed(job: JobRecord, name: string, attempts: number)
   expect(undisturbed).toHaveLength(VERSIONS);
   expect(await versions(name)).toEqual(undisturbed);
   await until(async () => (await keys(job)).every((key) => key.endsWith('/metrics.json')));
+  await until(async () => (await folders(job)).length === 0);
 }
 
 test('SIGTERM: the training goes back to the queue with its attempt, and another process ends it', async () => {
@@ -171,6 +175,7 @@ test('SIGKILL of the trainer: its engine ends too, and another process goes on f
   trainer.kill('SIGKILL');
   expect(await survivors(engine, 10_000)).toEqual([]);
   expect(await studio.jobs.get(job)).toMatchObject({ status: 'running', attempts: 1 });
+  expect(await folders(job)).toHaveLength(1);
   start();
   await expectUndisturbed(job, 'killed', 2);
 });

@@ -1,10 +1,10 @@
 import { rm } from 'node:fs/promises';
-import { join } from 'node:path';
 import { FluxError } from '@atelier/flux';
 import { codeLabel, newAttemptToken, toJobError } from '@atelier/shared';
 import type { Attempt, Config, JobRef, QueuePayload, WorkerMetrics } from '@atelier/shared';
 import { UnrecoverableError, WaitingError } from 'bullmq';
 import type { Job } from 'bullmq';
+import { attemptFolder } from './attempt-folder.ts';
 import { runAttempt } from './attempt.ts';
 import type { AttemptDeps, StopReason } from './attempt.ts';
 import { Checkpoints } from './checkpoints.ts';
@@ -59,8 +59,9 @@ export class TrainingProcessor {
     onCurrent(attempt.id);
     const engine = spawnEngine((line) => log.info({ line }, 'engine output'));
     const killer = this.#killWhenIgnored(stop.signal, engine);
-    const folder = join(config.ATELIER_CACHE_DIR, 'trainings', attempt.token);
+    let folder: string | null = null;
     try {
+      folder = await attemptFolder(config.ATELIER_CACHE_DIR, attempt);
       const lora = await runAttempt({ ...this.#deps, log }, record, attempt, stop, engine, folder);
       const outcome = await jobs.publishLora(attempt, lora);
       this.#count(outcome.result === 'done' ? 'succeeded' : 'superseded');
@@ -73,9 +74,10 @@ export class TrainingProcessor {
       this.#running = null;
       metrics.busy.set(0);
       onCurrent(null);
-      await rm(folder, { recursive: true, force: true }).catch((err: unknown) =>
-        log.warn({ err }, 'cleanup'),
-      );
+      if (folder !== null)
+        await rm(folder, { recursive: true, force: true }).catch((err: unknown) =>
+          log.warn({ err }, 'cleanup'),
+        );
       await this.#clearEnded(attempt, log);
     }
   }
