@@ -145,7 +145,7 @@ function row(plan: Plan, { atelier, recomputing, keeping }: Record<(typeof SIDES
     'atelier s': seconds(atelier),
     'PyTorch s': `${seconds(recomputing)} (${seconds(keeping)})`,
     ratio: `${ratio(recomputing)} (${ratio(keeping)})`,
-    'mean loss': `${loss(atelier)}, ${loss(recomputing)}`,
+    'mean loss, noise of its own': `${loss(atelier)}, ${loss(recomputing)}`,
     'atelier MB': Math.round(atelier.peakMb),
     'PyTorch MB': `${Math.round(recomputing.peakMb)} (${Math.round(keeping.peakMb)})`,
   };
