@@ -1,7 +1,7 @@
 import type { Deltas } from '../lora/compose.ts';
 import type { LoraDelta } from '../lora/types.ts';
 import type { Feed } from '../runtime/session.ts';
-import type { GraphBuilder, Value } from './builder.ts';
+import type { Dim, GraphBuilder, Value } from './builder.ts';
 import { Linears } from './linears.ts';
 import { linear } from './ops.ts';
 import type { ComputeType, Weights } from './weights.ts';
@@ -29,33 +29,70 @@ interface GroupValues {
   ups: Value[];
 }
 
+/** A matrix among the inputs: `down` of a group, or `up` of one of its modules. */
+interface Piece {
+  group: number;
+  /** Index in the group; null for `down`. */
+  module: number | null;
+  width: number;
+}
+
+function pieces(groups: readonly LoraGroup[]): Piece[] {
+  return groups.flatMap(({ inFeatures, outFeatures }, group): Piece[] => [
+    { group, module: null, width: inFeatures },
+    ...outFeatures.map((width, module) => ({ group, module, width })),
+  ]);
+}
+
+/** Pieces by width, in the order in which their rows lie in the input of that width. */
+function byWidth(groups: readonly LoraGroup[]): [width: number, pieces: Piece[]][] {
+  return [...Map.groupBy(pieces(groups), ({ width }) => width)];
+}
+
 /**
- * The LoRAs of all modules of a graph as its inputs, those of modules with one operand together:
+ * The LoRAs of all modules of a graph in a few inputs, since each input costs time of its own. For every width w:
  *
- *   lora:<group>.down [modules * rank, in], a block of rows per module; lora:<path>.up [rank, out] per module;
- *   lora:ones [sum of modules * rank] and lora:ranks int64 [groups], its length per group
+ *   lora:<w> [rows, w], the matrices of that width one below the other, and lora:<w>.rows int64 [matrices]
  *
- * h = x downᵀ + ones is [T, modules * rank]. The bias of a module is the last row of its `up`, against a column of
- * ones in h: what a module adds to its product is then one product of small rank, x Wᵀ + h up, where a bias of its own
- * costs another pass over the result.
+ * A group has one `down` [modules * rank, in], a block of rows per module, and each of its modules an `up` [rank, out].
+ * lora:ones [sum of modules * rank] and lora:ones.rows int64 [groups] are cut likewise: h = x downᵀ + ones is
+ * [T, modules * rank]. The bias of a module is the last row of its `up`, against a column of ones in h: what a module
+ * adds to its product is then one product of small rank, x Wᵀ + h up, where a bias costs another pass over the result.
  */
 export class DeviceLora {
   readonly #groups: ReadonlyMap<string, GroupValues>;
 
-  constructor(g: GraphBuilder, groups: readonly LoraGroup[], compute: ComputeType) {
-    const all = g.input('lora:ones', compute, ['lora:ones']);
-    const ranks = g.input('lora:ranks', 'int64', [groups.length]);
-    const widths = groups.map((_, i) => ({ type: compute, shape: [`rank:${i}`] }));
-    const ones = g.ops('Split', [all, ranks], widths, { axis: 0 });
+  /**
+   * @param g gets the inputs
+   * @param body gets the nodes that cut them, so that runs of other bodies do not pay for it
+   */
+  constructor(g: GraphBuilder, body: GraphBuilder, groups: readonly LoraGroup[], compute: ComputeType) {
+    const rank = (group: number): string => `rank:${group}`;
+    const all = (group: number): string => `${groups[group]!.paths.length}*${rank(group)}`;
+    const cut = (name: string, shape: readonly Dim[], results: (readonly Dim[])[]): Value[] => {
+      const whole = g.input(`lora:${name}`, compute, shape);
+      const rows = g.input(`lora:${name}.rows`, 'int64', [results.length]);
+      const parts = results.map((result) => ({ type: compute, shape: result }));
+      return body.ops('Split', [whole, rows], parts, { axis: 0 });
+    };
+    const values = new Map<string, Value>();
+    for (const [width, list] of byWidth(groups)) {
+      const shapes = list.map(({ group, module }) => [module === null ? all(group) : rank(group), width]);
+      const parts = cut(`${width}`, [`lora:${width}`, width], shapes);
+      list.forEach(({ group, module }, i) => values.set(`${group} ${module}`, parts[i]!));
+    }
+    const ones = cut(
+      'ones',
+      ['lora:ones'],
+      groups.map((_, group) => [all(group)]),
+    );
     this.#groups = new Map(
-      groups.map(({ paths, inFeatures, outFeatures }, i) => [
+      groups.map(({ paths }, group) => [
         paths.join(),
         {
-          down: g.input(`lora:${i}.down`, compute, [`rank:${i}`, inFeatures]),
-          ones: ones[i]!,
-          ups: paths.map((path, p) =>
-            g.input(`lora:${path}.up`, compute, [`rank:${i}/${paths.length}`, outFeatures[p]!]),
-          ),
+          down: values.get(`${group} null`)!,
+          ones: ones[group]!,
+          ups: paths.map((_, module) => values.get(`${group} ${module}`)!),
         },
       ]),
     );
@@ -111,86 +148,112 @@ export function loraFeeds(
   bias: (path: string) => Float32Array | null,
   compute: ComputeType,
 ): Record<string, Feed> {
+  const active = (parts ?? []).filter(({ weight }) => weight !== 0);
+  const ranks = groups.map(({ paths }) => (parts === null ? 0 : groupRank(paths, active)));
   const feeds: Record<string, Feed> = {};
-  const widths: number[] = [];
-  const ones: Float32Array[] = [];
-  for (const [i, { paths, inFeatures, outFeatures }] of groups.entries()) {
-    const rank = parts === null ? 0 : groupRank(paths, parts);
-    const down = zeros(compute, paths.length * rank * inFeatures);
-    const one = new Float32Array(paths.length * rank);
-    paths.forEach((path, p) => {
-      const out = outFeatures[p]!;
-      const up = zeros(compute, rank * out);
-      let row = 0;
-      for (const { deltas, weight } of parts ?? []) {
-        const delta = deltas.get(path);
-        if (!delta || weight === 0) continue;
-        const halves = matrices(delta, compute);
-        down.set(halves.down, (p * rank + row) * inFeatures);
-        place(up, halves.up, row * out, weight);
-        row += delta.rank;
-      }
-      const offset = rank > 0 ? bias(path) : null;
-      if (offset) up.set(offset, (rank - 1) * out);
-      if (rank > 0) one[(p + 1) * rank - 1] = 1;
-      feeds[`lora:${path}.up`] = { data: up, dims: [rank, out] };
-    });
-    feeds[`lora:${i}.down`] = { data: down, dims: [paths.length * rank, inFeatures] };
-    widths.push(one.length);
-    ones.push(one);
+  const add = (name: string, data: Values, width: readonly number[], rows: readonly number[]): void => {
+    feeds[`lora:${name}`] = { data, dims: [sum(rows), ...width] };
+    feeds[`lora:${name}.rows`] = { data: BigInt64Array.from(rows, BigInt), dims: [rows.length] };
+  };
+  for (const [width, list] of byWidth(groups)) {
+    const rows = list.map(({ group, module }) =>
+      module === null ? groups[group]!.paths.length * ranks[group]! : ranks[group]!,
+    );
+    const data = zeros(compute, sum(rows) * width);
+    let at = 0;
+    for (const [i, { group, module }] of list.entries()) {
+      const { paths } = groups[group]!;
+      const piece = data.subarray(at, (at += rows[i]! * width));
+      if (module === null) fillDown(piece, paths, ranks[group]!, width, active);
+      else fillUp(piece, paths[module]!, active, ranks[group]! > 0 ? bias(paths[module]!) : null);
+    }
+    add(`${width}`, data, [width], rows);
   }
-  const all = zeros(
-    compute,
-    widths.reduce((sum, width) => sum + width, 0),
-  );
+  const rows = groups.map(({ paths }, i) => paths.length * ranks[i]!);
+  const ones = zeros(compute, sum(rows));
   let at = 0;
-  for (const one of ones) {
-    all.set(one, at);
-    at += one.length;
-  }
-  feeds['lora:ones'] = { data: all, dims: [all.length] };
-  feeds['lora:ranks'] = { data: BigInt64Array.from(widths, BigInt), dims: [widths.length] };
+  groups.forEach(({ paths }, i) => paths.forEach(() => (ones[(at += ranks[i]!) - 1] = 1)));
+  add('ones', ones, [], rows);
   return feeds;
+}
+
+/** [modules * rank, in]: the rows of each module's LoRAs, in the order of `parts`. */
+function fillDown(
+  piece: Values,
+  paths: readonly string[],
+  rank: number,
+  width: number,
+  parts: readonly WeightedDeltas[],
+): void {
+  for (const [p, path] of paths.entries()) {
+    let at = p * rank * width;
+    for (const { deltas } of parts) {
+      const delta = deltas.get(path);
+      if (!delta) continue;
+      piece.set(matrices(delta, piece).down, at);
+      at += delta.rank * width;
+    }
+  }
+}
+
+/** [rank, out]: the rows of a module's LoRAs times their weights, and its bias as the last row. */
+function fillUp(
+  piece: Values,
+  path: string,
+  parts: readonly WeightedDeltas[],
+  bias: Float32Array | null,
+): void {
+  let at = 0;
+  for (const { deltas, weight } of parts) {
+    const delta = deltas.get(path);
+    if (!delta) continue;
+    const { up } = matrices(delta, piece);
+    if (weight === 1) piece.set(up, at);
+    else for (let i = 0; i < up.length; i++) piece[at + i] = up[i]! * weight;
+    at += up.length;
+  }
+  if (bias) piece.set(bias, piece.length - bias.length);
 }
 
 /** The largest rank of the group's modules and one for the bias. */
 function groupRank(paths: readonly string[], parts: readonly WeightedDeltas[]): number {
-  const rankOf = (path: string): number =>
-    parts.reduce((sum, { deltas, weight }) => sum + (weight === 0 ? 0 : (deltas.get(path)?.rank ?? 0)), 0);
+  const rankOf = (path: string): number => sum(parts.map(({ deltas }) => deltas.get(path)?.rank ?? 0));
   return Math.ceil((Math.max(...paths.map(rankOf)) + 1) / RANK_MULTIPLE) * RANK_MULTIPLE;
 }
 
 type Values = Float16Array | Float32Array;
 
-const zeros = (compute: ComputeType, size: number): Values =>
-  compute === 'float16' ? new Float16Array(size) : new Float32Array(size);
+function zeros(compute: ComputeType, size: number): Values {
+  return compute === 'float16' ? new Float16Array(size) : new Float32Array(size);
+}
 
-/** Both matrices in the compute type, `up` with a row per rank; made once per LoRA, since jobs use one again and again. */
+function sum(values: readonly number[]): number {
+  return values.reduce((total, value) => total + value, 0);
+}
+
+/** Both matrices of a LoRA's module in another type, `up` with a row per rank. */
 interface DeviceMatrices {
   down: Values;
   up: Values;
 }
 
-const known = {
-  float16: new WeakMap<LoraDelta, DeviceMatrices>(),
-  float32: new WeakMap<LoraDelta, DeviceMatrices>(),
-};
+/** Made once per LoRA, since jobs use one again and again. */
+const halves = new WeakMap<LoraDelta, DeviceMatrices>();
+const floats = new WeakMap<LoraDelta, DeviceMatrices>();
 
-function matrices(delta: LoraDelta, compute: ComputeType): DeviceMatrices {
-  let found = known[compute].get(delta);
+/** @param like an array of the type wanted */
+function matrices(delta: LoraDelta, like: Values): DeviceMatrices {
+  const known = like instanceof Float16Array ? halves : floats;
+  let found = known.get(delta);
   if (!found) {
-    const { rank, outFeatures } = delta;
-    const down = zeros(compute, delta.down.length);
-    down.set(delta.down);
-    const up = zeros(compute, delta.up.length);
-    for (let r = 0; r < rank; r++)
-      for (let out = 0; out < outFeatures; out++) up[r * outFeatures + out] = delta.up[out * rank + r]!;
-    known[compute].set(delta, (found = { down, up }));
+    const { rank, outFeatures, down, up } = delta;
+    const make = (size: number): Values =>
+      like instanceof Float16Array ? new Float16Array(size) : new Float32Array(size);
+    found = { down: make(down.length), up: make(up.length) };
+    found.down.set(down);
+    for (let out = 0, from = 0; out < outFeatures; out++)
+      for (let r = 0; r < rank; r++) found.up[r * outFeatures + out] = up[from++]!;
+    known.set(delta, found);
   }
   return found;
-}
-
-function place(into: Values, values: Values, at: number, weight: number): void {
-  if (weight === 1) into.set(values, at);
-  else for (let i = 0; i < values.length; i++) into[at + i] = values[i]! * weight;
 }

@@ -51,7 +51,7 @@ async function release({ base, vae }: LoadedParts): Promise<void> {
 
 test.each([
   ['all of it', 80 * GIB, { tokenPath: 'device', conditioner: 'resident' }, 'resident'],
-  ['no token path', 1.2 * GIB, { tokenPath: 'streamed', conditioner: 'streamed' }, 'streamed'],
+  ['no token path', 1.1 * GIB, { tokenPath: 'streamed', conditioner: 'streamed' }, 'streamed'],
 ])('on a device with room for %s the picture is that of the processor', async (_what, free, plan, t5) => {
   const host = await loadOnHost(opened, options);
   const device = await loadOnDevice(opened, { ...options, device: deviceWith(free) });

@@ -54,10 +54,11 @@ export function buildDeviceTokenPath(
     sin: narrow(g.input('sin', 'float32', ['T+S', spec.headDim / 2])),
   };
   const adapted = g.input('adapted', 'bool', []);
-  const lora = new DeviceLora(g, loraGroups(spec, locator), compute);
+  const [styled, plain] = [g.body('adapted'), g.body('plain')];
+  const lora = new DeviceLora(g, styled, loraGroups(spec, locator), compute);
   const denoised = g.op('If', [adapted], shared.latents, {
-    then_branch: branch(g, 'adapted', shared, (body, weights) => new DeviceLinears(body, weights, lora)),
-    else_branch: branch(g, 'plain', shared, (body, weights) => new Linears(body, weights)),
+    then_branch: branch(styled, shared, (body, weights) => new DeviceLinears(body, weights, lora)),
+    else_branch: branch(plain, shared, (body, weights) => new Linears(body, weights)),
   });
   g.output('denoised', denoised);
   return g.build();
@@ -79,12 +80,11 @@ export function loraGroups(spec: TransformerSpec, locator: WeightLocator): LoraG
 
 /** A body of the branch: a loop over the rows of the modulation. */
 function branch(
-  outer: GraphBuilder,
-  name: string,
+  g: GraphBuilder,
   { latents, deltas, ...shared }: Shared,
   linearsOf: MakeLinears,
 ): { graph: GraphBuilder } {
-  const g = outer.body(name);
+  const { name } = g;
   const step = g.body(`${name}.step`);
   const index = step.input(`${name}.index`, 'int64', []);
   const more = step.input(`${name}.more`, 'bool', []);
