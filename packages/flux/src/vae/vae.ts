@@ -11,41 +11,31 @@ const LOG_VARIANCE = Object.freeze({ min: -30, max: 20 });
 export interface VaeOptions extends SessionOptions {
   /** Bounds the memory of a run, whatever the picture's size; everything in one piece when absent. */
   tiling?: Tiling;
+  /** Opens the graphs for each picture and gives their memory back: sessions never shrink. */
+  transient?: boolean;
 }
+
+type Side = 'encoder' | 'decoder';
 
 /** The autoencoder between images and the transformer's latents. Its encoder is loaded when first used. */
 export class Vae {
   readonly spec: VaeSpec;
-  readonly #decoder: GraphSession;
-  readonly #openEncoder: () => Promise<GraphSession>;
-  readonly #tiling: Tiling | null;
-  #encoder: Promise<GraphSession> | null = null;
+  readonly #locator: WeightLocator;
+  readonly #options: VaeOptions;
+  readonly #sessions = new Map<Side, Promise<GraphSession>>();
 
-  private constructor(
-    spec: VaeSpec,
-    decoder: GraphSession,
-    openEncoder: () => Promise<GraphSession>,
-    tiling: Tiling | null,
-  ) {
+  private constructor(spec: VaeSpec, locator: WeightLocator, options: VaeOptions) {
     this.spec = spec;
-    this.#decoder = decoder;
-    this.#openEncoder = openEncoder;
-    this.#tiling = tiling;
+    this.#locator = locator;
+    this.#options = options;
   }
 
   /** @throws FluxError request_invalid for a tiling that covers nothing, engine_failed, out_of_memory */
   static async load(spec: VaeSpec, locator: WeightLocator, options: VaeOptions): Promise<Vae> {
-    const { tiling = null } = options;
-    if (tiling) checkTiling(tiling);
-    // Convolutions gain from the blocked layouts that only the full optimiser introduces.
-    const withLayouts: SessionOptions = { ...options, optimization: 'all' };
-    const decoder = await GraphSession.create('vae-decoder', buildVaeDecoder(spec, locator), withLayouts);
-    return new Vae(
-      spec,
-      decoder,
-      () => GraphSession.create('vae-encoder', buildVaeEncoder(spec, locator), withLayouts),
-      tiling,
-    );
+    if (options.tiling) checkTiling(options.tiling);
+    const vae = new Vae(spec, locator, options);
+    if (!options.transient) await vae.#session('decoder');
+    return vae;
   }
 
   /** Latents [channels, height, width] of the transformer -> image [3, H, W], about -1..1. */
@@ -55,9 +45,10 @@ export class Vae {
     const shift = Math.fround(shiftFactor);
     const data = latents.map((value) => Math.fround(value / scaling) + shift);
     return this.#run(
+      'decoder',
       { data, channels, height, width },
       { input: 1, output: scaleFactor },
-      async (piece) => (await this.#decoder.run({ latents: feed(piece) }, ['image'])).image.data,
+      async (decoder, piece) => (await decoder.run({ latents: feed(piece) }, ['image'])).image.data,
     );
   }
 
@@ -97,33 +88,49 @@ export class Vae {
 
   /** Means, then logarithms of variances: [2 * channels, H / scaleFactor, W / scaleFactor]. */
   async moments(image: Float32Array, height: number, width: number): Promise<Float32Array> {
-    this.#encoder ??= this.#openEncoder().catch((error: unknown) => {
-      this.#encoder = null;
-      throw error;
-    });
-    const encoder = await this.#encoder;
     return this.#run(
+      'encoder',
       { data: image, channels: this.spec.inChannels, height, width },
       { input: this.spec.scaleFactor, output: 1 },
-      async (piece) => (await encoder.run({ image: feed(piece) }, ['moments'])).moments.data,
+      async (encoder, piece) => (await encoder.run({ image: feed(piece) }, ['moments'])).moments.data,
     );
   }
 
   /** In tiles where the picture is large enough for them, else in one piece. */
-  #run(
+  async #run(
+    side: Side,
     whole: Planes,
     scales: TileScales,
-    run: (piece: Planes) => Promise<Float32Array>,
+    run: (session: GraphSession, piece: Planes) => Promise<Float32Array>,
   ): Promise<Float32Array> {
-    const longest = Math.max(whole.height, whole.width) / scales.input;
-    return this.#tiling && longest > this.#tiling.above
-      ? runTiled(whole, this.#tiling, scales, run)
-      : run(whole);
+    const { tiling, transient } = this.#options;
+    const session = await this.#session(side);
+    try {
+      const longest = Math.max(whole.height, whole.width) / scales.input;
+      const runPiece = (piece: Planes): Promise<Float32Array> => run(session, piece);
+      return await (tiling && longest > tiling.above
+        ? runTiled(whole, tiling, scales, runPiece)
+        : runPiece(whole));
+    } finally {
+      if (transient) await this.release();
+    }
+  }
+
+  #session(side: Side): Promise<GraphSession> {
+    const known = this.#sessions.get(side);
+    if (known) return known;
+    const graph = (side === 'decoder' ? buildVaeDecoder : buildVaeEncoder)(this.spec, this.#locator);
+    // Convolutions gain from the blocked layouts that only the full optimiser introduces.
+    const opening = GraphSession.create(`vae-${side}`, graph, { ...this.#options, optimization: 'all' });
+    this.#sessions.set(side, opening);
+    opening.catch(() => this.#sessions.delete(side));
+    return opening;
   }
 
   async release(): Promise<void> {
-    await this.#decoder.release();
-    await (await this.#encoder)?.release();
+    const open = [...this.#sessions.values()];
+    this.#sessions.clear();
+    for (const session of open) await (await session).release();
   }
 }
 
