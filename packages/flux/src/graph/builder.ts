@@ -68,6 +68,8 @@ export interface NodeRecord {
   readonly attributes: Readonly<Record<string, Attribute>>;
 }
 
+type AddInput = GraphBuilder['input'];
+
 type NodeInit = MessageInitShape<typeof NodeProtoSchema>;
 type TensorInit = MessageInitShape<typeof TensorProtoSchema>;
 
@@ -95,22 +97,26 @@ export class GraphBuilder {
   readonly #records: NodeRecord[] = [];
   readonly #inputs: Value[] = [];
   readonly #outputs: Value[] = [];
+  readonly #outerInput: AddInput | null;
 
   /** @param shared of the graph around a body; see {@link body} */
-  constructor(name: string, shared: Shared = newShared()) {
+  constructor(name: string, shared: Shared = newShared(), outerInput: AddInput | null = null) {
     this.name = name;
     this.#shared = shared;
+    this.#outerInput = outerInput;
   }
 
   /**
    * A graph for an attribute of a node of this one, such as the body of a Loop. It may use all values that this one
    * has so far; weights and constants that it adds are this one's, in memory once however many bodies use them.
+   * @param outerInput makes an input of this graph for each that is asked of the body: a branch of an If has none
    */
-  body(name: string): GraphBuilder {
-    return new GraphBuilder(name, this.#shared);
+  body(name: string, outerInput: AddInput | null = null): GraphBuilder {
+    return new GraphBuilder(name, this.#shared, outerInput);
   }
 
   input(name: string, type: ElementType, shape: readonly Dim[]): Value {
+    if (this.#outerInput) return this.#outerInput(name, type, shape);
     const value = { name, type, shape };
     this.#inputs.push(value);
     return value;
