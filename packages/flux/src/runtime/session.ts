@@ -29,6 +29,12 @@ export interface SessionOptions {
   spinning?: boolean;
 }
 
+/** A float32 or float16 result of a graph. */
+export interface Result<Values extends Float32Array | Float16Array = Float32Array> {
+  data: Values;
+  dims: readonly number[];
+}
+
 /** A graph ready to run. `run` blocks the thread: nothing that renews a lock may share it. */
 export class GraphSession {
   readonly #session: InferenceSession;
@@ -63,20 +69,17 @@ export class GraphSession {
     }
   }
 
-  /** Runs the graph; `fetches` are the names of the results wanted, all float32. */
-  async run<Name extends string>(
+  /** Runs the graph; `fetches` are the names of the results wanted: float32, or float16 where `Values` says so. */
+  async run<Name extends string, Values extends Float32Array | Float16Array = Float32Array>(
     feeds: Record<string, Feed>,
     fetches: readonly Name[],
-  ): Promise<Record<Name, { data: Float32Array; dims: readonly number[] }>> {
+  ): Promise<Record<Name, Result<Values>>> {
     const tensors = Object.fromEntries(Object.entries(feeds).map(([name, feed]) => [name, tensor(feed)]));
     try {
       const results = await this.#session.run(tensors, [...fetches]);
       return Object.fromEntries(
-        fetches.map((name) => [
-          name,
-          { data: results[name]!.data as Float32Array, dims: results[name]!.dims },
-        ]),
-      ) as Record<Name, { data: Float32Array; dims: readonly number[] }>;
+        fetches.map((name) => [name, { data: results[name]!.data, dims: results[name]!.dims }]),
+      ) as unknown as Record<Name, Result<Values>>;
     } catch (cause) {
       throw new FluxError(errorCode(cause), `the ${this.#name} graph failed: ${String(cause)}`, { cause });
     }
