@@ -3,7 +3,7 @@ import type { LoraDelta } from '../lora/types.ts';
 import type { Feed } from '../runtime/session.ts';
 import type { Dim, GraphBuilder, Value } from './builder.ts';
 import { Linears } from './linears.ts';
-import { linear } from './ops.ts';
+import { geluTanh, linear, linearOnto } from './ops.ts';
 import type { ComputeType, Weights } from './weights.ts';
 
 /** Modules that are applied to the same value. */
@@ -106,6 +106,22 @@ export class DeviceLora {
   }
 }
 
+/** Linears whose GELU takes the bias along, which saves a pass over the widest value of a block. */
+export class DevicePlainLinears extends Linears {
+  readonly #graph: GraphBuilder;
+
+  constructor(graph: GraphBuilder, weights: Weights) {
+    super(graph, weights);
+    this.#graph = graph;
+  }
+
+  override applyGelu(x: Value, path: string): Value {
+    const y = linear(this.#graph, x, this.weights.get(`${path}.weight`), null);
+    const bias = this.weights.has(`${path}.bias`) ? this.weights.get(`${path}.bias`) : null;
+    return this.#graph.op('FastGelu', [y, bias], y, {}, 'com.microsoft');
+  }
+}
+
 /** Linears that all take a LoRA from a {@link DeviceLora}. */
 export class DeviceLinears extends Linears {
   readonly #graph: GraphBuilder;
@@ -121,7 +137,11 @@ export class DeviceLinears extends Linears {
     return this.applyAll(x, [path])[0]!;
   }
 
-  override applyAll(x: Value, paths: readonly string[]): Value[] {
+  override applyGelu(x: Value, path: string): Value {
+    return this.applyAll(x, [path], path)[0]!;
+  }
+
+  override applyAll(x: Value, paths: readonly string[], gelu?: string): Value[] {
     const g = this.#graph;
     const { down, ones, ups } = this.#lora.group(paths);
     const tokens = x.shape[0]!;
@@ -132,7 +152,8 @@ export class DeviceLinears extends Linears {
     return paths.map((path, i) => {
       const shape = [tokens, ups[i]!.shape[1]!];
       const added = g.op('MatMul', [hidden[i]!, ups[i]!], { type: x.type, shape });
-      return g.op('Gemm', [x, this.weights.get(`${path}.weight`), added], added, { transB: 1 });
+      const y = linearOnto(g, x, this.weights.get(`${path}.weight`), added);
+      return path === gelu ? geluTanh(g, y) : y;
     });
   }
 }

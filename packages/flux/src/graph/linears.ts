@@ -1,7 +1,7 @@
 import type { Deltas } from '../lora/compose.ts';
 import type { Feed } from '../runtime/session.ts';
 import type { GraphBuilder, Value } from './builder.ts';
-import { linear, linearOnto } from './ops.ts';
+import { geluTanh, linear, linearOnto } from './ops.ts';
 import type { Weights } from './weights.ts';
 
 /**
@@ -35,9 +35,14 @@ export class Linears {
     return linearOnto(g, linear(g, x, down, null), up, y);
   }
 
-  /** The same x [T, in] through several modules. */
-  applyAll(x: Value, paths: readonly string[]): Value[] {
-    return paths.map((path) => this.apply(x, path));
+  /** {@link apply}, then GELU in its tanh form. */
+  applyGelu(x: Value, path: string): Value {
+    return geluTanh(this.#graph, this.apply(x, path));
+  }
+
+  /** The same x [T, in] through several modules, and GELU after one of them. */
+  applyAll(x: Value, paths: readonly string[], gelu?: string): Value[] {
+    return paths.map((path) => (path === gelu ? this.applyGelu(x, path) : this.apply(x, path)));
   }
 }
 

@@ -1,14 +1,4 @@
-import {
-  add,
-  attention,
-  concat,
-  geluTanh,
-  headRmsNorm,
-  layerNorm,
-  mul,
-  rotary,
-  splitRows,
-} from '../graph/ops.ts';
+import { add, attention, concat, headRmsNorm, layerNorm, mul, rotary, splitRows } from '../graph/ops.ts';
 import type { GraphBuilder, Value } from '../graph/builder.ts';
 import type { Linears } from '../graph/linears.ts';
 import type { TransformerSpec } from '../checkpoint/spec.ts';
@@ -103,9 +93,10 @@ export function singleBlock(ctx: BlockContext, index: number, x: Value): Value {
   const path = `single_transformer_blocks.${index}`;
   const [shift, scale, gate] = modulation.chunks(`${path}.norm`, SINGLE_CHUNKS) as [Value, Value, Value];
   const normed = layerNorm(g, x, scale, shift, EPSILON);
-  const [q, k, v, hidden] = linears.applyAll(normed, singleProjections(path)) as [...Triple, Value];
+  const all = linears.applyAll(normed, singleProjections(path), `${path}.proj_mlp`);
+  const [q, k, v, hidden] = all as [...Triple, Value];
   const attended = selfAttention(ctx, headNorm(ctx, q, path, 'norm_q'), headNorm(ctx, k, path, 'norm_k'), v);
-  const both = concat(g, [attended, geluTanh(g, hidden)], 1);
+  const both = concat(g, [attended, hidden], 1);
   return clipped(g, gated(g, x, gate, linears.apply(both, `${path}.proj_out`)));
 }
 
@@ -117,7 +108,7 @@ function selfAttention(ctx: BlockContext, q: Value, k: Value, v: Value): Value {
 function feedForward(ctx: BlockContext, x: Value, mod: Value[], path: string): Value {
   const { g, linears } = ctx;
   const normed = layerNorm(g, x, mod[4]!, mod[3]!, EPSILON);
-  const hidden = geluTanh(g, linears.apply(normed, `${path}.net.0.proj`));
+  const hidden = linears.applyGelu(normed, `${path}.net.0.proj`);
   return gated(g, x, mod[5]!, linears.apply(hidden, `${path}.net.2`));
 }
 

@@ -1,8 +1,8 @@
 import type { TransformerSpec } from '../checkpoint/spec.ts';
 import { ELEMENT_TYPES, GraphBuilder, type GraphModel, type Value } from '../graph/builder.ts';
-import { Linears } from '../graph/linears.ts';
+import type { Linears } from '../graph/linears.ts';
 import { add, gather, mul } from '../graph/ops.ts';
-import { type LoraGroup, DeviceLinears, DeviceLora } from '../graph/device-lora.ts';
+import { DeviceLinears, DeviceLora, DevicePlainLinears, type LoraGroup } from '../graph/device-lora.ts';
 import { type ComputeType, GraphWeights, type WeightLocator } from '../graph/weights.ts';
 import { type BlockContext, doubleBlockGroups, singleBlockGroups } from './blocks.ts';
 import { modulationLayout, RowModulation } from './modulation.ts';
@@ -58,7 +58,7 @@ export function buildDeviceTokenPath(
   const lora = new DeviceLora(g, styled, loraGroups(spec, locator), compute);
   const denoised = g.op('If', [adapted], shared.latents, {
     then_branch: branch(styled, shared, (body, weights) => new DeviceLinears(body, weights, lora)),
-    else_branch: branch(plain, shared, (body, weights) => new Linears(body, weights)),
+    else_branch: branch(plain, shared, (body, weights) => new DevicePlainLinears(body, weights)),
   });
   g.output('denoised', denoised);
   return g.build();
