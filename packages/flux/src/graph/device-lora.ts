@@ -24,6 +24,7 @@ export interface WeightedDeltas {
 const RANK_MULTIPLE = 8;
 
 interface GroupValues {
+  paths: readonly string[];
   down: Value;
   ones: Value;
   ups: Value[];
@@ -60,49 +61,60 @@ function byWidth(groups: readonly LoraGroup[]): [width: number, pieces: Piece[]]
  * adds to its product is then one product of small rank, x Wᵀ + h up, where a bias costs another pass over the result.
  */
 export class DeviceLora {
+  /** By module. */
   readonly #groups: ReadonlyMap<string, GroupValues>;
 
   /**
+   * @param prefix of the inputs' names, 'lora' above
    * @param g gets the inputs
    * @param body gets the nodes that cut them, so that runs of other bodies do not pay for it
    */
-  constructor(g: GraphBuilder, body: GraphBuilder, groups: readonly LoraGroup[], compute: ComputeType) {
-    const rank = (group: number): string => `rank:${group}`;
+  constructor(
+    prefix: string,
+    g: GraphBuilder,
+    body: GraphBuilder,
+    groups: readonly LoraGroup[],
+    compute: ComputeType,
+  ) {
+    const rank = (group: number): string => `${prefix}:rank:${group}`;
     const all = (group: number): string => `${groups[group]!.paths.length}*${rank(group)}`;
     const cut = (name: string, shape: readonly Dim[], results: (readonly Dim[])[]): Value[] => {
-      const whole = g.input(`lora:${name}`, compute, shape);
-      const rows = g.input(`lora:${name}.rows`, 'int64', [results.length]);
+      const whole = g.input(`${prefix}:${name}`, compute, shape);
+      const rows = g.input(`${prefix}:${name}.rows`, 'int64', [results.length]);
       const parts = results.map((result) => ({ type: compute, shape: result }));
       return body.ops('Split', [whole, rows], parts, { axis: 0 });
     };
     const values = new Map<string, Value>();
     for (const [width, list] of byWidth(groups)) {
       const shapes = list.map(({ group, module }) => [module === null ? all(group) : rank(group), width]);
-      const parts = cut(`${width}`, [`lora:${width}`, width], shapes);
+      const parts = cut(`${width}`, [`${prefix}:${width}`, width], shapes);
       list.forEach(({ group, module }, i) => values.set(`${group} ${module}`, parts[i]!));
     }
     const ones = cut(
       'ones',
-      ['lora:ones'],
+      [`${prefix}:ones`],
       groups.map((_, group) => [all(group)]),
     );
     this.#groups = new Map(
-      groups.map(({ paths }, group) => [
-        paths.join(),
-        {
+      groups.flatMap(({ paths }, group) => {
+        const found: GroupValues = {
+          paths,
           down: values.get(`${group} null`)!,
           ones: ones[group]!,
           ups: paths.map((_, module) => values.get(`${group} ${module}`)!),
-        },
-      ]),
+        };
+        return paths.map((path): [string, GroupValues] => [path, found]);
+      }),
     );
   }
 
-  /** @throws Error for a group that the graph was not built with */
-  group(paths: readonly string[]): GroupValues {
-    const group = this.#groups.get(paths.join());
-    if (!group) throw new Error(`no LoRA group of ${paths.join(', ')}`);
-    return group;
+  /** The groups of those modules that have one. @throws Error when a group is to be applied in part */
+  groupsOf(paths: readonly string[]): GroupValues[] {
+    const found = new Set(paths.flatMap((path) => this.#groups.get(path) ?? []));
+    for (const group of found)
+      if (!group.paths.every((path) => paths.includes(path)))
+        throw new Error(`${group.paths.join(', ')} share a LoRA input and are not applied together`);
+    return [...found];
   }
 }
 
@@ -122,8 +134,8 @@ export class DevicePlainLinears extends Linears {
   }
 }
 
-/** Linears that all take a LoRA from a {@link DeviceLora}. */
-export class DeviceLinears extends Linears {
+/** Linears of which those of a {@link DeviceLora} take their LoRA from it. */
+export class DeviceLinears extends DevicePlainLinears {
   readonly #graph: GraphBuilder;
   readonly #lora: DeviceLora;
 
@@ -142,8 +154,18 @@ export class DeviceLinears extends Linears {
   }
 
   override applyAll(x: Value, paths: readonly string[], gelu?: string): Value[] {
+    const added = new Map(this.#lora.groupsOf(paths).flatMap((group) => this.#changes(x, group)));
+    return paths.map((path) => {
+      const change = added.get(path);
+      if (!change) return path === gelu ? super.applyGelu(x, path) : super.apply(x, path);
+      const y = linearOnto(this.#graph, x, this.weights.get(`${path}.weight`), change);
+      return path === gelu ? geluTanh(this.#graph, y) : y;
+    });
+  }
+
+  /** What the LoRAs of a group, and the biases, add to each of its modules' products. */
+  #changes(x: Value, { paths, down, ones, ups }: GroupValues): [path: string, change: Value][] {
     const g = this.#graph;
-    const { down, ones, ups } = this.#lora.group(paths);
     const tokens = x.shape[0]!;
     const all = linear(g, x, down, ones);
     const parts = ups.map((up) => ({ type: x.type, shape: [tokens, up.shape[0]!] }));
@@ -151,19 +173,19 @@ export class DeviceLinears extends Linears {
       parts.length === 1 ? [all] : g.ops('Split', [all], parts, { axis: 1, num_outputs: parts.length });
     return paths.map((path, i) => {
       const shape = [tokens, ups[i]!.shape[1]!];
-      const added = g.op('MatMul', [hidden[i]!, ups[i]!], { type: x.type, shape });
-      const y = linearOnto(g, x, this.weights.get(`${path}.weight`), added);
-      return path === gelu ? geluTanh(g, y) : y;
+      return [path, g.op('MatMul', [hidden[i]!, ups[i]!], { type: x.type, shape })];
     });
   }
 }
 
 /**
  * The inputs of a graph with {@link DeviceLora}. Modules that no LoRA changes get their bias alone.
+ * @param prefix of the inputs' names
  * @param parts their ranks are laid end to end; null gives inputs without any values, for a run that uses none
  * @param bias values of a module's bias [out]; null for a module without
  */
 export function loraFeeds(
+  prefix: string,
   groups: readonly LoraGroup[],
   parts: readonly WeightedDeltas[] | null,
   bias: (path: string) => Float32Array | null,
@@ -173,8 +195,8 @@ export function loraFeeds(
   const ranks = groups.map(({ paths }) => (parts === null ? 0 : groupRank(paths, active)));
   const feeds: Record<string, Feed> = {};
   const add = (name: string, data: Values, width: readonly number[], rows: readonly number[]): void => {
-    feeds[`lora:${name}`] = { data, dims: [sum(rows), ...width] };
-    feeds[`lora:${name}.rows`] = { data: BigInt64Array.from(rows, BigInt), dims: [rows.length] };
+    feeds[`${prefix}:${name}`] = { data, dims: [sum(rows), ...width] };
+    feeds[`${prefix}:${name}.rows`] = { data: BigInt64Array.from(rows, BigInt), dims: [rows.length] };
   };
   for (const [width, list] of byWidth(groups)) {
     const rows = list.map(({ group, module }) =>

@@ -74,8 +74,7 @@ export async function loadOnDevice(
     loadAdapted: () => Promise.resolve(transformer),
     session: host,
   };
-  const tiling = plan.tiling ? { tiling: plan.tiling } : {};
-  const vae = await Vae.load(opened.vae.spec, placed.vae, { ...session, ...tiling });
+  const vae = await Vae.load(opened.vae.spec, placed.vae, { ...session, ...plan.autoencoder });
   return { base, vae, residency: plan };
 }
 

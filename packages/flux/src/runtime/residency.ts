@@ -8,7 +8,7 @@ import { DEFAULT_TILING, type Tiling } from '../vae/tiling.ts';
 /** Where a part of a model is while jobs run. */
 export interface ResidencyRow {
   part: string;
-  where: 'device' | 'streamed to the device' | 'host';
+  where: 'device' | 'streamed to the device' | 'for each picture' | 'host';
   /** Of its weights. */
   weightBytes: number;
   /** What it takes of the device's memory, between its runs and during them. */
@@ -19,7 +19,7 @@ export interface ResidencyRow {
 export interface ResidencyPlan {
   transformer: TransformerPlan;
   t5: 'resident' | 'streamed';
-  tiling: Tiling | null;
+  autoencoder: { transient: boolean; tiling: Tiling };
   rows: readonly ResidencyRow[];
   /** What the plan needs and what there is. */
   neededBytes: number;
@@ -28,6 +28,9 @@ export interface ResidencyPlan {
 
 /** The largest picture that every plan has room for. */
 const PIXELS = 1024 * 1024;
+
+/** Sides of the autoencoder's tiles in latents, where it cannot have the whole of such a picture; see vae/tiling.ts. */
+const TILES = [32, 48, 64, 96];
 
 const MIB = 2 ** 20;
 /** Of the driver, cuBLAS and cuDNN; measured on an H100 with CUDA 13. */
@@ -53,8 +56,6 @@ export function planResidency(model: OpenedModel, tokenPathBytes: number, freeBy
   const work = tokenPathWork(spec, PIXELS, model.vae.spec.scaleFactor);
   const budget = freeBytes - CONTEXT_BYTES;
 
-  const pieces = (tile: number): number => autoencoderWork(model, tile);
-  const whole = Math.sqrt(PIXELS) / model.vae.spec.scaleFactor;
   const rows: ResidencyRow[] = [];
   let held = 0;
   const place = (
@@ -67,14 +68,19 @@ export function planResidency(model: OpenedModel, tokenPathBytes: number, freeBy
     held += heldBytes;
   };
 
-  const tiled = sizes.autoencoder + pieces(DEFAULT_TILING.tile);
-  const resident = sizes['token path'] + work + LORA_BYTES + tiled <= budget;
-  if (resident) place('token path', 'device', sizes['token path'] + work + LORA_BYTES, 0);
+  const decoding = (side: number): number => sizes.autoencoder + autoencoderWork(model, side);
+  const [smallest] = TILES as [number];
+  const inMemory = sizes['token path'] + work + LORA_BYTES;
+  const resident = inMemory + decoding(smallest) <= budget;
+  if (resident) place('token path', 'device', inMemory, 0);
   else place('token path', 'streamed to the device', 0, 2 * blockBytes(spec) + work + LORA_BYTES);
 
-  const untiled = sizes.autoencoder + pieces(whole);
-  const fitsWhole = held + untiled <= budget;
-  place('autoencoder', 'device', sizes.autoencoder, pieces(fitsWhole ? whole : DEFAULT_TILING.tile));
+  const whole = Math.sqrt(PIXELS) / model.vae.spec.scaleFactor;
+  const side = [...TILES, whole].findLast((tile) => held + decoding(tile) <= budget) ?? smallest;
+  // Opened for each picture as long as room is scarce.
+  const transient = side < whole;
+  if (transient) place('autoencoder', 'for each picture', 0, decoding(side));
+  else place('autoencoder', 'device', sizes.autoencoder, autoencoderWork(model, side));
 
   const peaks = (): number => Math.max(...rows.map(({ peakBytes }) => peakBytes));
   const fits = (bytes: number): boolean => resident && held + bytes + peaks() <= budget;
@@ -98,7 +104,10 @@ export function planResidency(model: OpenedModel, tokenPathBytes: number, freeBy
   return {
     transformer: { conditioner, tokenPath: resident ? 'device' : 'streamed', compute: 'float16' },
     t5,
-    tiling: fitsWhole ? null : DEFAULT_TILING,
+    autoencoder: {
+      transient,
+      tiling: { above: side, tile: side, overlap: Math.min(DEFAULT_TILING.overlap, side / 4) },
+    },
     rows,
     neededBytes,
     freeBytes,
@@ -106,7 +115,7 @@ export function planResidency(model: OpenedModel, tokenPathBytes: number, freeBy
 }
 
 /** The plan as a table for people. */
-export function formatPlan({ rows, neededBytes, freeBytes, tiling }: ResidencyPlan): string {
+export function formatPlan({ rows, neededBytes, freeBytes, autoencoder }: ResidencyPlan): string {
   const lines = [
     ['part', 'where', 'weights', 'held', 'while it runs'],
     ...rows.map(({ part, where, weightBytes, heldBytes, peakBytes }) => [
@@ -122,8 +131,8 @@ export function formatPlan({ rows, neededBytes, freeBytes, tiling }: ResidencyPl
       .join('  ')
       .trimEnd(),
   );
-  const tiles = tiling ? `; pictures above ${tiling.above} latents a side are decoded in tiles` : '';
-  return [...table, `needs ${gib(neededBytes)} of ${gib(freeBytes)} GiB free${tiles}`].join('\n');
+  const tiles = `pictures above ${autoencoder.tiling.above} latents a side are decoded in tiles`;
+  return [...table, `needs ${gib(neededBytes)} of ${gib(freeBytes)} GiB free; ${tiles}`].join('\n');
 }
 
 function gib(bytes: number): string {

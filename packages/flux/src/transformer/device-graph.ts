@@ -29,7 +29,7 @@ type MakeLinears = (g: GraphBuilder, weights: GraphWeights) => Linears;
  * The token path for a device: any number of denoising steps in one run, with or without LoRAs.
  *
  *   latents [S, inChannels], context [T, hidden], modulation [K, M], cos and sin [T + S, headDim / 2], deltas [K],
- *   adapted bool [], and those of DeviceLora
+ *   adapted and wide bool [], and those of DeviceLora for each LoraSet
  *     -> latents [S, inChannels] after K Euler steps x += delta v
  *
  * What is an input crosses the bus in every run, and LoRAs of FLUX.1 are hundreds of MB: K steps share that. The
@@ -53,28 +53,43 @@ export function buildDeviceTokenPath(
     cos: narrow(g.input('cos', 'float32', ['T+S', spec.headDim / 2])),
     sin: narrow(g.input('sin', 'float32', ['T+S', spec.headDim / 2])),
   };
-  const adapted = g.input('adapted', 'bool', []);
-  const [styled, plain] = [g.body('adapted'), g.body('plain')];
-  const lora = new DeviceLora(g, styled, loraGroups(spec, locator), compute);
-  const denoised = g.op('If', [adapted], shared.latents, {
-    then_branch: branch(styled, shared, (body, weights) => new DeviceLinears(body, weights, lora)),
-    else_branch: branch(plain, shared, (body, weights) => new DevicePlainLinears(body, weights)),
+  const adapt = (set: LoraSet): { graph: GraphBuilder } => {
+    const body = g.body(set);
+    const lora = new DeviceLora(set, g, body, loraGroups(spec, locator, set), compute);
+    return branch(body, shared, (inner, weights) => new DeviceLinears(inner, weights, lora));
+  };
+  const either = g.body('adapted');
+  const wide = g.input('wide', 'bool', []);
+  const [all, attention] = [adapt('all'), adapt('attention')];
+  const chosen = { then_branch: all, else_branch: attention };
+  either.output('adapted.denoised', either.op('If', [wide], shared.latents, chosen));
+  const denoised = g.op('If', [g.input('adapted', 'bool', [])], shared.latents, {
+    then_branch: { graph: either },
+    else_branch: branch(g.body('plain'), shared, (inner, weights) => new DevicePlainLinears(inner, weights)),
   });
   g.output('denoised', denoised);
   return g.build();
 }
 
-/** All linears of the token path by shared operand: what a DeviceLora of this graph is made of. */
-export function loraGroups(spec: TransformerSpec, locator: WeightLocator): LoraGroup[] {
+/**
+ * The modules that LoRAs may change in one of the graph's bodies: those of attention, which most LoRAs train and which
+ * are half of what a LoRA on all costs, or all.
+ */
+export type LoraSet = 'attention' | 'all';
+
+/** The linears of a set by shared operand: what a DeviceLora of this graph is made of. */
+export function loraGroups(spec: TransformerSpec, locator: WeightLocator, set: LoraSet): LoraGroup[] {
   const range = (count: number): number[] => Array.from({ length: count }, (_, i) => i);
   return [
     ['x_embedder'],
     ...range(spec.doubleBlocks).flatMap(doubleBlockGroups),
     ...range(spec.singleBlocks).flatMap(singleBlockGroups),
     ['proj_out'],
-  ].map((paths) => {
+  ].flatMap((group) => {
+    const paths = set === 'all' ? group : group.filter((path) => path.includes('.attn.'));
+    if (paths.length === 0) return [];
     const shapes = paths.map((path) => locator.locate(`${path}.weight`).shape as [number, number]);
-    return { paths, inFeatures: shapes[0]![1], outFeatures: shapes.map(([out]) => out) };
+    return [{ paths, inFeatures: shapes[0]![1], outFeatures: shapes.map(([out]) => out) }];
   });
 }
 

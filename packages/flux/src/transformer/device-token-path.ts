@@ -2,7 +2,7 @@ import type { TransformerSpec } from '../checkpoint/spec.ts';
 import { type LoraGroup, loraFeeds, type WeightedDeltas } from '../graph/device-lora.ts';
 import { type ComputeType, readVector, type WeightLocator } from '../graph/weights.ts';
 import { type Feed, GraphSession, type SessionOptions } from '../runtime/session.ts';
-import { buildDeviceTokenPath, loraGroups } from './device-graph.ts';
+import { buildDeviceTokenPath, loraGroups, type LoraSet } from './device-graph.ts';
 import type { TokenPath, TokenPathFeeds } from './parts.ts';
 
 /** A run with LoRAs takes about so long at most; a job is told of its progress, and can be canceled, between runs. */
@@ -14,10 +14,10 @@ const RUN_MS = 800;
  */
 export class DeviceTokenPath implements TokenPath {
   readonly #session: GraphSession;
-  readonly #groups: readonly LoraGroup[];
+  readonly #groups: Record<LoraSet, readonly LoraGroup[]>;
   readonly #compute: ComputeType;
   readonly #biases: ReadonlyMap<string, Float32Array>;
-  readonly #without: Record<string, Feed>;
+  readonly #without: Record<LoraSet, Record<string, Feed>>;
   /** Inputs for the LoRAs of the latest job, which the next one often shares. */
   #adapted: { parts: readonly WeightedDeltas[]; feeds: Record<string, Feed> } | null = null;
   /** Of one step at the latest size; 0 when unknown. */
@@ -26,7 +26,7 @@ export class DeviceTokenPath implements TokenPath {
 
   private constructor(
     session: GraphSession,
-    groups: readonly LoraGroup[],
+    groups: Record<LoraSet, readonly LoraGroup[]>,
     compute: ComputeType,
     biases: ReadonlyMap<string, Float32Array>,
   ) {
@@ -34,7 +34,9 @@ export class DeviceTokenPath implements TokenPath {
     this.#groups = groups;
     this.#compute = compute;
     this.#biases = biases;
-    this.#without = loraFeeds(groups, null, () => null, compute);
+    const empty = (set: LoraSet): Record<string, Feed> =>
+      loraFeeds(set, groups[set], null, () => null, compute);
+    this.#without = { all: empty('all'), attention: empty('attention') };
   }
 
   static async load(
@@ -45,9 +47,12 @@ export class DeviceTokenPath implements TokenPath {
   ): Promise<DeviceTokenPath> {
     const graph = buildDeviceTokenPath(spec, locator, compute);
     const session = await GraphSession.create('token-path', graph, options);
-    const groups = loraGroups(spec, locator);
+    const groups = {
+      all: loraGroups(spec, locator, 'all'),
+      attention: loraGroups(spec, locator, 'attention'),
+    };
     const biases = new Map<string, Float32Array>();
-    for (const path of groups.flatMap(({ paths }) => paths))
+    for (const path of groups.all.flatMap(({ paths }) => paths))
       if (locator.has(`${path}.bias`)) biases.set(path, readVector(locator.locate(`${path}.bias`)));
     return new DeviceTokenPath(session, groups, compute, biases);
   }
@@ -63,14 +68,16 @@ export class DeviceTokenPath implements TokenPath {
     { parts }: { parts: readonly WeightedDeltas[] },
   ): Promise<Float32Array> {
     const adapted = parts.length > 0;
-    const loras = adapted ? this.#feeds(parts) : this.#without;
     const started = performance.now();
     const { denoised } = await this.#session.run(
       {
         ...feeds,
-        ...loras,
+        ...this.#without.all,
+        ...this.#without.attention,
+        ...(adapted ? this.#feeds(parts) : {}),
         deltas: { data: lengths, dims: [lengths.length] },
-        adapted: { type: 'bool', data: Uint8Array.of(adapted ? 1 : 0), dims: [] },
+        adapted: flag(adapted),
+        wide: flag(adapted && this.#set(parts) === 'all'),
       },
       ['denoised'],
     );
@@ -88,13 +95,27 @@ export class DeviceTokenPath implements TokenPath {
     return this.#session.release();
   }
 
+  /** The smallest set that has all modules of the LoRAs. */
+  #set(parts: readonly WeightedDeltas[]): LoraSet {
+    const narrow = new Set(this.#groups.attention.flatMap(({ paths }) => paths));
+    const others = this.#groups.all.flatMap(({ paths }) => paths).filter((path) => !narrow.has(path));
+    const isWide = parts.some(({ deltas }) => others.some((module) => deltas.has(module)));
+    return isWide ? 'all' : 'attention';
+  }
+
   #feeds(parts: readonly WeightedDeltas[]): Record<string, Feed> {
     if (this.#adapted?.parts !== parts) {
       // The old ones are gone before the new ones are made: hundreds of MB each.
       this.#adapted = null;
       const bias = (path: string): Float32Array | null => this.#biases.get(path) ?? null;
-      this.#adapted = { parts, feeds: loraFeeds(this.#groups, parts, bias, this.#compute) };
+      const set = this.#set(parts);
+      const feeds = loraFeeds(set, this.#groups[set], parts, bias, this.#compute);
+      this.#adapted = { parts, feeds };
     }
     return this.#adapted.feeds;
   }
+}
+
+function flag(value: boolean): Feed {
+  return { type: 'bool', data: Uint8Array.of(value ? 1 : 0), dims: [] };
 }
