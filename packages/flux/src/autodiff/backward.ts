@@ -20,14 +20,16 @@ export interface RuleContext {
  *
  * @param seeds gradients of some scalar with respect to the graph's results
  * @param wanted inputs, weights or inner values
+ * @param from the first of the graph's records that may lie between `wanted` and `seeds`
  * @throws Error for an operator without a rule on the way, and for a wanted value that nothing depends on
  */
 export function backward(
   g: GraphBuilder,
   seeds: ReadonlyMap<Value, Value>,
   wanted: readonly Value[],
+  from = 0,
 ): Value[] {
-  const nodes = [...g.records];
+  const nodes = g.records.slice(from);
   const dependent = new Set(wanted.map(({ name }) => name));
   for (const node of nodes)
     if (node.inputs.some((input) => input && dependent.has(input.name)))

@@ -33,6 +33,8 @@ export const VJP: Readonly<Record<string, Rule>> = Object.freeze({
     ];
   },
   Identity: ({ gradients }) => [gradients[0]!],
+  // Only ever the bounds of fp16, which a value that can be trained on does not reach.
+  Clip: ({ gradients }) => [gradients[0]!, null, null],
   Concat: concatenation,
   Split: splitting,
 });
@@ -181,7 +183,7 @@ function reshapeLike(g: GraphBuilder, x: Value, like: Value): Value {
 
 function zerosLike(g: GraphBuilder, x: Value): Value {
   const shape = g.op('Shape', [x], { type: 'int64', shape: [x.shape.length] });
-  return g.op('ConstantOfShape', [shape], x);
+  return g.op('Expand', [scalar(g, x, 0), shape], x);
 }
 
 function rowMean(g: GraphBuilder, x: Value): Value {

@@ -3,6 +3,7 @@ import { create, toBinary, type MessageInitShape } from '@bufbuild/protobuf';
 import {
   AttributeProto_AttributeType,
   type AttributeProtoSchema,
+  type GraphProtoSchema,
   ModelProtoSchema,
   type NodeProtoSchema,
   TensorProto_DataLocation,
@@ -70,7 +71,11 @@ export interface NodeRecord {
 
 type AddInput = GraphBuilder['input'];
 
-type NodeInit = MessageInitShape<typeof NodeProtoSchema>;
+interface Node {
+  readonly name: string;
+  readonly domain: '' | typeof MICROSOFT;
+  readonly record: NodeRecord;
+}
 type TensorInit = MessageInitShape<typeof TensorProtoSchema>;
 
 /** What a graph and the graphs inside its nodes have in common. */
@@ -91,9 +96,9 @@ interface Shared {
 export class GraphBuilder {
   readonly name: string;
   readonly #shared: Shared;
-  readonly #nodes: NodeInit[] = [];
+  readonly #nodes: Node[] = [];
   /** Nodes that compute from initializers alone. */
-  readonly #weightNodes: NodeInit[] = [];
+  readonly #weightNodes: Node[] = [];
   readonly #records: NodeRecord[] = [];
   readonly #inputs: Value[] = [];
   readonly #outputs: Value[] = [];
@@ -124,8 +129,10 @@ export class GraphBuilder {
 
   /** Publishes `value` under `name`. */
   output(name: string, value: Value): void {
-    this.#nodes.push({ opType: 'Identity', name: `out/${name}`, input: [value.name], output: [name] });
-    this.#outputs.push({ ...value, name });
+    const output = { ...value, name };
+    const record = { opType: 'Identity', inputs: [value], outputs: [output], attributes: {} };
+    this.#nodes.push({ name: `out/${name}`, domain: '', record });
+    this.#outputs.push(output);
   }
 
   /** A small tensor stored in the graph itself; equal constants are stored once. */
@@ -207,17 +214,11 @@ export class GraphBuilder {
     const { fixed } = this.#shared;
     const id = this.#shared.counter++;
     const outputs = results.map(({ type, shape }, i) => ({ name: `${opType}_${id}_${i}`, type, shape }));
-    this.#records.push({ opType, inputs, outputs, attributes });
+    const record = { opType, inputs, outputs, attributes };
+    this.#records.push(record);
     const isFixed = inputs.length > 0 && inputs.every((value) => value === null || fixed.has(value.name));
     if (isFixed) for (const { name } of outputs) fixed.add(name);
-    (isFixed ? this.#weightNodes : this.#nodes).push({
-      opType,
-      domain,
-      name: `${opType}_${id}`,
-      input: inputs.map((value) => value?.name ?? ''),
-      output: outputs.map((value) => value.name),
-      attribute: Object.entries(attributes).map(([name, value]) => GraphBuilder.#attribute(name, value)),
-    });
+    (isFixed ? this.#weightNodes : this.#nodes).push({ name: `${opType}_${id}`, domain, record });
     return outputs;
   }
 
@@ -231,8 +232,20 @@ export class GraphBuilder {
     return this.#records;
   }
 
+  /**
+   * The nodes that the outputs need, in the order in which they are written: each behind those that it depends on.
+   *
+   * ONNX Runtime goes from the results backwards and, of a node's operands, first to the one whose node was added
+   * last. A weight that is widened by a node behind its operand's would be widened before everything that the
+   * operand needs: all weights of a model at once. In front, it is widened just before its use.
+   */
+  get plan(): readonly NodeRecord[] {
+    return this.#live().nodes.map(({ record }) => record);
+  }
+
   build(): GraphModel {
     const { externals, folder, initializers } = this.#shared;
+    const { used } = this.#live();
     const model = create(ModelProtoSchema, {
       irVersion: IR_VERSION,
       producerName: 'atelier',
@@ -240,30 +253,43 @@ export class GraphBuilder {
         { domain: '', version: OPSET },
         { domain: MICROSOFT, version: 1n },
       ],
-      graph: { ...this.#graph(), initializer: initializers },
+      graph: this.#graph(initializers.filter(({ name = '' }) => used.has(name))),
     });
     return {
       bytes: toBinary(ModelProtoSchema, model),
       folder,
       inputs: this.#inputs,
       outputs: this.#outputs,
-      externals: new Set(externals.keys()),
+      externals: new Set([...externals.keys()].filter((name) => used.has(name))),
     };
   }
 
-  #graph() {
+  /** What the outputs need: the nodes, and the names of all values that these use. ONNX Runtime would run the others. */
+  #live(): { nodes: Node[]; used: Set<string> } {
+    const used = new Set(this.#outputs.map(({ name }) => name));
+    const nodes = [...this.#weightNodes, ...this.#nodes].toReversed().filter(({ record }) => {
+      if (!record.outputs.some(({ name }) => used.has(name))) return false;
+      for (const input of record.inputs) if (input) used.add(input.name);
+      for (const body of Object.values(record.attributes))
+        if (typeof body === 'object' && 'graph' in body)
+          for (const name of body.graph.#live().used) used.add(name);
+      return true;
+    });
+    return { nodes: nodes.toReversed(), used };
+  }
+
+  #graph(initializer: TensorInit[] = []): MessageInitShape<typeof GraphProtoSchema> {
     return {
       name: this.name,
-      // ONNX Runtime goes from the results backwards and, of a node's operands, first to the one whose node was added
-      // last. A weight that is widened by a node behind its operand's would be widened before everything that the
-      // operand needs: all weights of a model at once. In front, it is widened just before its use.
-      node: [...this.#weightNodes, ...this.#nodes],
+      node: this.#live().nodes.map(nodeProto),
       input: this.#inputs.map(valueInfo),
       output: this.#outputs.map(valueInfo),
+      initializer,
     };
   }
 
-  static #attribute(name: string, value: Attribute): MessageInitShape<typeof AttributeProtoSchema> {
+  /** An attribute as it is written. */
+  static attribute(name: string, value: Attribute): MessageInitShape<typeof AttributeProtoSchema> {
     if (typeof value === 'string')
       return { name, type: AttributeProto_AttributeType.STRING, s: new TextEncoder().encode(value) };
     if (typeof value === 'number') return { name, type: AttributeProto_AttributeType.INT, i: BigInt(value) };
@@ -271,6 +297,17 @@ export class GraphBuilder {
     if ('graph' in value) return { name, type: AttributeProto_AttributeType.GRAPH, g: value.graph.#graph() };
     return { name, type: AttributeProto_AttributeType.INTS, ints: value.map(BigInt) };
   }
+}
+
+function nodeProto({ name, domain, record }: Node): MessageInitShape<typeof NodeProtoSchema> {
+  return {
+    opType: record.opType,
+    domain,
+    name,
+    input: record.inputs.map((value) => value?.name ?? ''),
+    output: record.outputs.map((value) => value.name),
+    attribute: Object.entries(record.attributes).map(([key, value]) => GraphBuilder.attribute(key, value)),
+  };
 }
 
 function newShared(): Shared {
