@@ -11,7 +11,12 @@ import {
 import { placeModel } from '../../packages/flux/src/runtime/placement.ts';
 import { addNoise } from '../../packages/flux/src/sampling/latents.ts';
 import { ADAMW_DEFAULTS, adamwStep, clipGradients } from '../../packages/flux/src/training/adamw.ts';
-import { LoraGradients, type TrainingSample } from '../../packages/flux/src/training/gradients.ts';
+import { DeviceGradients } from '../../packages/flux/src/training/device-gradients.ts';
+import {
+  type Gradients,
+  LoraGradients,
+  type TrainingSample,
+} from '../../packages/flux/src/training/gradients.ts';
 import { type TrainedModule, trainedModule } from '../../packages/flux/src/training/parameters.ts';
 import { targetModules } from '../../packages/flux/src/training/targets.ts';
 import { FIXTURES, maxAbsError, rms, tinyModel } from './support.ts';
@@ -75,7 +80,14 @@ async function samples(): Promise<TrainingSample[]> {
   );
 }
 
-async function setUp({ name, checkpoint, modules }: TrainingCase, zeroUp: boolean) {
+/** The graphs for the processor and the one for a device, which computes the same there when it computes in fp32. */
+const GRAPHS = ['block by block', 'whole token path'] as const;
+
+async function setUp(
+  { name, checkpoint, modules }: TrainingCase,
+  zeroUp: boolean,
+  graphs: (typeof GRAPHS)[number],
+) {
   const { files } = await tinyModel('tiny-dev');
   const opened = await openModel({ ...files, transformer: join(FIXTURES, checkpoint) });
   const placed = await placeModel(opened, { cacheDir, placement: 'expand' });
@@ -88,17 +100,22 @@ async function setUp({ name, checkpoint, modules }: TrainingCase, zeroUp: boolea
     const up = await golden(`${name}/start/${target.module}.up`);
     trained.push(trainedModule(target, rank, alpha / rank, down, zeroUp ? up.fill(0) : up));
   }
-  const gradients = await LoraGradients.load(opened.transformer.spec, placed.transformer, trained, {});
+  const transformer = opened.transformer.spec;
+  const gradients: Gradients =
+    graphs === 'block by block'
+      ? await LoraGradients.load(transformer, placed.transformer, trained, {})
+      : await DeviceGradients.load(transformer, placed.transformer, trained, 'float32', {});
   return { trained, gradients };
 }
 
 /** Gradients of the mean loss of all samples; returns the loss of each. */
-async function accumulate(gradients: LoraGradients, trained: TrainedModule[], all: TrainingSample[]) {
+async function accumulate(gradients: Gradients, trained: TrainedModule[], all: TrainingSample[]) {
   for (const { downGradient, upGradient } of trained) {
     downGradient.fill(0);
     upGradient.fill(0);
   }
   const losses: number[] = [];
+  await gradients.prepare(all);
   for (const sample of all) losses.push(await gradients.loss(sample, 1 / all.length));
   return losses;
 }
@@ -107,8 +124,8 @@ const gradientsOf = (trained: TrainedModule[]): Float32Array[] =>
   trained.flatMap(({ downGradient, upGradient }) => [downGradient, upGradient]);
 
 describe.each(json.cases.map((one) => [one.name, one] as const))('%s', (name, training) => {
-  test('losses and gradients at the start are those of PyTorch and PEFT', async () => {
-    const { trained, gradients } = await setUp(training, false);
+  test.each(GRAPHS)('%s: losses and gradients at the start are those of PyTorch and PEFT', async (graphs) => {
+    const { trained, gradients } = await setUp(training, false, graphs);
     const losses = await accumulate(gradients, trained, await samples());
     losses.forEach((loss, i) => expect(loss).toBeCloseTo(training.losses[i]!, 4));
     for (const { module, downGradient, upGradient } of trained) {
@@ -128,7 +145,7 @@ describe.each(json.cases.map((one) => [one.name, one] as const))('%s', (name, tr
   test.each(Object.entries(training.runs))(
     'ten steps of AdamW with accumulation and clipping (%s)',
     async (run, expected) => {
-      const { trained, gradients } = await setUp(training, run === 'zero_up');
+      const { trained, gradients } = await setUp(training, run === 'zero_up', 'block by block');
       const all = await samples();
       for (const [step, loss] of expected.losses.entries()) {
         const losses = await accumulate(gradients, trained, all);

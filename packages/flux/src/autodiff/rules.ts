@@ -1,7 +1,9 @@
 import { ELEMENT_TYPES, type GraphBuilder, type Value } from '../graph/builder.ts';
-import { add, mul, transpose } from '../graph/ops.ts';
+import { add, mul, split, transpose } from '../graph/ops.ts';
 import { attentionRule } from './attention.ts';
 import type { Rule, RuleContext } from './backward.ts';
+import { geluRule } from './gelu.ts';
+import { scalar } from './scalar.ts';
 
 /** Gradients by operator, for every operator that lies between a loss and a LoRA. */
 export const VJP: Readonly<Record<string, Rule>> = Object.freeze({
@@ -10,7 +12,7 @@ export const VJP: Readonly<Record<string, Rule>> = Object.freeze({
   SimplifiedLayerNormalization: rmsNormalization,
   MultiHeadAttention: attentionRule,
   RotaryEmbedding: rotaryEmbedding,
-  Gelu: gelu,
+  Gelu: geluRule,
   QuickGelu: quickGelu,
   Add: ({ g, node, gradients }) => node.inputs.map((input) => reduceTo(g, gradients[0]!, input!)),
   Sub: ({ g, node, gradients }) => [
@@ -114,24 +116,6 @@ function rotaryEmbedding({ g, node, gradients }: RuleContext): (Value | null)[] 
   ];
 }
 
-/** tanh form: y = x (1 + t) / 2, t = tanh(u), u = √(2/π) (x + 0.044715 x³). */
-function gelu({ g, node, gradients }: RuleContext): (Value | null)[] {
-  if (node.attributes['approximate'] !== 'tanh')
-    throw new Error('only the tanh form of Gelu has a derivative');
-  const operand = node.inputs[0]!;
-  const number = (value: number): Value => scalar(g, operand, value);
-  // Beyond 10 the derivative is 0 or 1 to the last bit, and the cubic term of an fp16 value would leave its range.
-  const x = g.op('Clip', [operand, number(-10), number(10)], operand);
-  const c = number(Math.sqrt(2 / Math.PI));
-  const square = mul(g, x, x);
-  const inner = mul(g, mul(g, x, c), add(g, mul(g, square, number(0.044715)), number(1)));
-  const t = g.op('Tanh', [inner], x);
-  const slope = mul(g, c, add(g, mul(g, square, number(3 * 0.044715)), number(1)));
-  const sech = sub(g, number(1), mul(g, t, t));
-  const derivative = mul(g, add(g, add(g, t, number(1)), mul(g, x, mul(g, sech, slope))), number(0.5));
-  return [mul(g, gradients[0]!, derivative)];
-}
-
 /** y = x s, s = sigmoid(α x): dy/dx = s + α x s (1 - s). */
 function quickGelu({ g, node, gradients }: RuleContext): (Value | null)[] {
   const x = node.inputs[0]!;
@@ -144,8 +128,10 @@ function quickGelu({ g, node, gradients }: RuleContext): (Value | null)[] {
 function concatenation({ g, node, gradients }: RuleContext): (Value | null)[] {
   const axis = node.attributes['axis'] as number;
   const inputs = node.inputs as Value[];
+  const at = axis < 0 ? axis + inputs[0]!.shape.length : axis;
+  const known = inputs.map(({ shape }) => shape[at]!);
+  if (known.every((size) => typeof size === 'number')) return split(g, gradients[0]!, at, known);
   const size = (value: Value): Value => {
-    const at = axis < 0 ? axis + value.shape.length : axis;
     return g.op('Shape', [value], { type: 'int64', shape: [1] }, { start: at, end: at + 1 });
   };
   const sizes = g.op('Concat', inputs.map(size), { type: 'int64', shape: [inputs.length] }, { axis: 0 });
@@ -197,11 +183,6 @@ function sub(g: GraphBuilder, a: Value, b: Value): Value {
 
 function negate(g: GraphBuilder, x: Value): Value {
   return g.op('Neg', [x], x);
-}
-
-/** A constant of the type of `like`. */
-function scalar(g: GraphBuilder, like: Value, value: number): Value {
-  return g.constant(like.type === 'float16' ? Float16Array.of(value) : Float32Array.of(value), []);
 }
 
 function filled(g: GraphBuilder, like: Value, size: number, value: number): Value {

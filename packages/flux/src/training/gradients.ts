@@ -43,6 +43,21 @@ export interface TrainingSample {
   grid: { height: number; width: number };
 }
 
+/** What the modulations of a picture depend on. */
+export type Condition = Pick<TrainingSample, 'sigma' | 'guidance' | 'pooled'>;
+
+/** Loss and LoRA gradients of a frozen transformer, wherever it runs. */
+export interface Gradients {
+  /**
+   * Mean squared error of the predicted velocity. With `weight` its gradient, times that factor, is added to the
+   * parameters' gradients. These are not finite where fp16 was too small for them.
+   */
+  loss(sample: TrainingSample, weight?: number): Promise<number>;
+  /** Announces what the next samples are conditioned on, where computing that for many at once is cheaper. */
+  prepare(conditions: readonly Condition[]): Promise<void>;
+  release(): Promise<void>;
+}
+
 interface Block {
   kind: 'double' | 'single';
   index: number;
@@ -55,7 +70,7 @@ const PATHS = { double: 'transformer_blocks', single: 'single_transformer_blocks
  * the backward pass computes each block anew. Weights are fed as inputs, so the base may be of any type and its
  * sessions hold no copy.
  */
-export class LoraGradients {
+export class LoraGradients implements Gradients {
   readonly #spec: TransformerSpec;
   readonly #weights: WeightReader;
   readonly #parameters: ReadonlyMap<string, LoraParameter>;
@@ -102,10 +117,7 @@ export class LoraGradients {
     return new LoraGradients(spec, new WeightReader(weights), parameters, sessions, conditioner);
   }
 
-  /**
-   * Mean squared error of the predicted velocity. With `weight` its gradient, times that factor, is added to the
-   * parameters' gradients; without, only the forward pass runs.
-   */
+  /** Without `weight` only the forward pass runs. */
   async loss(sample: TrainingSample, weight?: number): Promise<number> {
     const { hiddenSize, inChannels, outChannels } = this.#spec;
     const { modulation, context } = await this.#condition(sample);
@@ -159,6 +171,9 @@ export class LoraGradients {
     }
     return loss;
   }
+
+  /** The conditioner is in memory and cheap beside a block on the host. */
+  async prepare(): Promise<void> {}
 
   async release(): Promise<void> {
     for (const session of Object.values(this.#sessions)) await session.release();
@@ -311,7 +326,8 @@ function concat(a: Float32Array, b: Float32Array): Float32Array {
   return out;
 }
 
-function accumulate(into: Float32Array, values: Float32Array, factor: number): void {
+/** into += values * factor */
+export function accumulate(into: Float32Array, values: Float32Array, factor: number): void {
   for (let i = 0; i < into.length; i++) into[i]! += values[i]! * factor;
 }
 
