@@ -8,10 +8,10 @@ import { modulationLayout, type ModulationSlot } from './modulation.ts';
 /**
  * The part of the transformer that never sees an image token, run once per job:
  *
- *   time [N, 256], guidance [1, 256] (models with guidance only), pooled [1, pooledDim]  ->  modulation [N, M]
+ *   time [N, 256], guidance [N, 256] (models with guidance only), pooled [N, pooledDim]  ->  modulation [N, M]
  *   text [T, jointDim]                                                                   ->  context [T, hidden]
  *
- * N is the number of denoising steps, M the size of {@link modulationLayout}. Holds 27 % of FLUX.1's parameters.
+ * N is the number of denoising steps, of which all may share one row of guidance and one of pooled; M the size of {@link modulationLayout}. Holds 27 % of FLUX.1's parameters.
  * Source: `CombinedTimestepGuidanceTextProjEmbeddings` and the adaLN modules of diffusers.
  */
 export function buildConditioner(
@@ -52,9 +52,9 @@ export function embed(
     embedding = add(
       g,
       embedding,
-      mlp(g.input('guidance', 'float32', [1, spec.timestepDim]), 'guidance_embedder'),
+      mlp(g.input('guidance', 'float32', ['G', spec.timestepDim]), 'guidance_embedder'),
     );
-  embedding = add(g, embedding, mlp(g.input('pooled', 'float32', [1, spec.pooledDim]), 'text_embedder'));
+  embedding = add(g, embedding, mlp(g.input('pooled', 'float32', ['P', spec.pooledDim]), 'text_embedder'));
   const text = g.input('text', 'float32', ['T', spec.jointDim]);
   return { activated: silu(g, embedding), context: linears.apply(text, 'context_embedder') };
 }

@@ -18,9 +18,9 @@ export interface Rows {
 export interface ConditionerFeeds {
   /** Sinusoidal embeddings [steps, timestepDim]. */
   time: Rows;
-  /** [1, timestepDim]. */
+  /** [steps, timestepDim], or one row for all. */
   guidance?: Rows;
-  /** [1, pooledDim]. */
+  /** [steps, pooledDim], or one row for all. */
   pooled: Rows;
   /** [T, jointDim]. */
   text: Rows;
