@@ -4,7 +4,8 @@ import { join } from 'node:path';
 import { openTiny } from '../../../../test/golden/support.ts';
 import { TorchGenerator } from '../sampling/random.ts';
 import { loadCheckpoint, saveCheckpoint } from './checkpoint.ts';
-import { LoraGradients } from './gradients.ts';
+import { DeviceGradients } from './device-gradients.ts';
+import { type Gradients, LoraGradients } from './gradients.ts';
 import type { LossScale } from './loss-scale.ts';
 import { minSnrWeight } from './loss-weight.ts';
 import { TRAINING_DEFAULTS, type TrainingOptions } from './options.ts';
@@ -31,7 +32,14 @@ beforeAll(async () => {
 });
 afterAll(() => rm(dir, { recursive: true }));
 
-async function setUp(options: TrainingOptions, from?: string, lossScale?: LossScale) {
+type Compute = 'host' | 'float32' | 'float16';
+
+async function setUp(
+  options: TrainingOptions,
+  from?: string,
+  lossScale?: LossScale,
+  compute: Compute = 'host',
+) {
   const { opened, locator, maxSequenceLength } = await openTiny('tiny-dev');
   const { spec } = opened.transformer;
   const targets = targetModules({ transformer: spec, clip: opened.clip.spec }, options.targets);
@@ -61,7 +69,11 @@ async function setUp(options: TrainingOptions, from?: string, lossScale?: LossSc
       ...encoded(),
     };
   });
-  const gradients = await LoraGradients.load(spec, locator('transformer'), modules, {});
+  const weights = locator('transformer');
+  const gradients: Gradients =
+    compute === 'host'
+      ? await LoraGradients.load(spec, weights, modules, {})
+      : await DeviceGradients.load(spec, weights, modules, compute, {});
   const parts = {
     gradients,
     modules,
@@ -95,6 +107,30 @@ test('a training that goes on from a checkpoint, in the middle of an epoch, ends
   const other = { ...OPTIONS, learningRate: 1 };
   await expect(setUp(other, folder)).rejects.toMatchObject({ code: 'request_invalid' });
   for (const { gradients } of [straight, first, second]) await gradients.release();
+});
+
+test('the same holds on a device in fp16, where conditions are prepared for many steps at once', async () => {
+  const options: TrainingOptions = { ...OPTIONS, lossScaling: 'dynamic', guidance: 2 };
+  const onDevice = (from?: string) => setUp(options, from, undefined, 'float16');
+  const [straight, host] = [await onDevice(), await setUp(options)];
+  const validation = straight.items.slice(0, 2);
+  let folder = '';
+  while (!straight.trainer.isDone) {
+    const [report, expected] = [await straight.trainer.step(), await host.trainer.step()];
+    expect(report.skipped).toBe(false);
+    expect(report.loss / expected.loss).toBeCloseTo(1, 2);
+    expect(report.gradientNorm / expected.gradientNorm).toBeCloseTo(1, 1);
+    if (report.position.step !== 4) continue;
+    folder = join(dir, 'device');
+    await saveCheckpoint(folder, { ...straight.trainer.state, options }, straight.modules);
+    // The conditions of the coming steps give way to those of the validation.
+    const losses = [await straight.trainer.validate(validation), await host.trainer.validate(validation)];
+    expect(losses[0]! / losses[1]!).toBeCloseTo(1, 2);
+  }
+  const second = await onDevice(folder);
+  while (!second.trainer.isDone) await second.trainer.step();
+  expect(bits(second.modules)).toEqual(bits(straight.modules));
+  for (const { gradients } of [straight, host, second]) await gradients.release();
 });
 
 test('training lowers the loss of what it is trained on, and the loss at fixed noise does not wander', async () => {

@@ -2,7 +2,7 @@ import type { SchedulerSpec, VaeSpec } from '../checkpoint/spec.ts';
 import { FluxError } from '../errors.ts';
 import { addNoise, packLatents, PATCH } from '../sampling/latents.ts';
 import { adamwStep, clipGradients } from './adamw.ts';
-import type { LoraGradients, TrainingSample } from './gradients.ts';
+import type { Condition, Gradients, TrainingSample } from './gradients.ts';
 import { learningRateFactor } from './learning-rate.ts';
 import { INITIAL_LOSS_SCALE, type LossScale, nextLossScale } from './loss-scale.ts';
 import { minSnrWeight } from './loss-weight.ts';
@@ -42,7 +42,7 @@ export interface TrainerState {
 }
 
 export interface TrainerParts {
-  gradients: LoraGradients;
+  gradients: Gradients;
   modules: readonly TrainedModule[];
   items: readonly TrainingItem[];
   /** Embeddings of the empty caption, for caption dropout. */
@@ -54,6 +54,9 @@ export interface TrainerParts {
 /** Noise levels at which the validation loss is taken. */
 const VALIDATION_SIGMAS = [0.1, 0.3, 0.5, 0.7, 0.9];
 
+/** Pictures whose modulations are computed together; 4 MB each for FLUX.1. */
+const PREPARED_TOGETHER = 64;
+
 /**
  * LoRA training on the rectified-flow objective: the model's velocity at (1 - σ) latents + σ noise should be
  * noise - latents. What a step does depends on the options, the data and its position alone, so a training that goes
@@ -64,6 +67,8 @@ export class Trainer {
   readonly #options: TrainingOptions;
   #position: TrainingPosition;
   #lossScale: LossScale | undefined;
+  /** Which group of steps has been announced to the gradients; see {@link Trainer.#prepare}. */
+  #prepared: number | null = null;
 
   constructor(
     parts: TrainerParts,
@@ -98,21 +103,49 @@ export class Trainer {
    */
   async step(): Promise<StepReport> {
     const { items } = this.#parts;
-    const options = this.#options;
     const { step, epoch, stepInEpoch } = this.#position;
-    const order = shuffled(items.length, stream(options.seed, 'order', epoch));
-    const perStep = options.batchSize * options.gradientAccumulationSteps;
-    const chosen = order.slice(stepInEpoch * perStep, (stepInEpoch + 1) * perStep);
-
-    const loss = await this.#accumulate(chosen.map((index) => items[index]!));
+    await this.#prepare(step);
+    const loss = await this.#accumulate(this.#chosen(step));
     const { skipped, gradientNorm, learningRate } = this.#update(loss);
-    const isLast = stepInEpoch + 1 === stepsPerEpoch(items.length, options);
+    const isLast = stepInEpoch + 1 === stepsPerEpoch(items.length, this.#options);
     this.#position = {
       step: step + 1,
       epoch: isLast ? epoch + 1 : epoch,
       stepInEpoch: isLast ? 0 : stepInEpoch + 1,
     };
     return { position: this.#position, steps: this.steps, loss, learningRate, gradientNorm, skipped };
+  }
+
+  /** The pictures of a step. */
+  #chosen(step: number): TrainingItem[] {
+    const { items } = this.#parts;
+    const { batchSize, gradientAccumulationSteps, seed } = this.#options;
+    const perEpoch = stepsPerEpoch(items.length, this.#options);
+    const perStep = batchSize * gradientAccumulationSteps;
+    const order = shuffled(items.length, stream(seed, 'order', Math.floor(step / perEpoch)));
+    const first = (step % perEpoch) * perStep;
+    return order.slice(first, first + perStep).map((index) => items[index]!);
+  }
+
+  /**
+   * Announces what the pictures of the coming steps are conditioned on. Steps are grouped by their number and a group
+   * is announced as a whole, also by a training that goes on from the middle of it: how many are computed together
+   * may change the last bits of each.
+   */
+  async #prepare(step: number): Promise<void> {
+    const { batchSize, gradientAccumulationSteps } = this.#options;
+    const perGroup = Math.ceil(PREPARED_TOGETHER / (batchSize * gradientAccumulationSteps));
+    const group = Math.floor(step / perGroup);
+    if (group === this.#prepared) return;
+    const end = Math.min((group + 1) * perGroup, this.steps);
+    const conditions: Condition[] = [];
+    for (let of = group * perGroup; of < end; of++)
+      for (const [i, item] of this.#chosen(of).entries()) {
+        const { sigma, caption } = this.#draw(item, of, i);
+        conditions.push({ sigma, guidance: this.#options.guidance, pooled: caption.pooled });
+      }
+    await this.#parts.gradients.prepare(conditions);
+    this.#prepared = group;
   }
 
   /** The gradients of the mean loss of `chosen`, times the loss scale. @returns that loss, without the scale */
@@ -160,23 +193,40 @@ export class Trainer {
 
   /** Mean loss of `items` at fixed noise levels with fixed noise: comparable between epochs and runs. */
   async validate(items: readonly TrainingItem[]): Promise<number> {
+    const { gradients } = this.#parts;
+    const { guidance } = this.#options;
+    const perGroup = Math.ceil(PREPARED_TOGETHER / VALIDATION_SIGMAS.length);
     let sum = 0;
+    this.#prepared = null;
     for (const [i, item] of items.entries()) {
+      if (i % perGroup === 0) {
+        const group = items.slice(i, i + perGroup);
+        const conditions = group.flatMap(({ pooled }) =>
+          VALIDATION_SIGMAS.map((sigma) => ({ sigma, guidance, pooled })),
+        );
+        await gradients.prepare(conditions);
+      }
       for (const [j, sigma] of VALIDATION_SIGMAS.entries()) {
         const generator = stream(0, 'validation', i, j);
-        sum += await this.#parts.gradients.loss(this.#noised(item, item, sigma, generator));
+        sum += await gradients.loss(this.#noised(item, item, sigma, generator));
       }
     }
     return sum / (items.length * VALIDATION_SIGMAS.length);
   }
 
   #sample(item: TrainingItem, step: number, index: number): TrainingSample {
+    const { sigma, caption, generator } = this.#draw(item, step, index);
+    return this.#noised(item, caption, sigma, generator);
+  }
+
+  /** The first numbers of the stream of a picture in a step. */
+  #draw(item: TrainingItem, step: number, index: number) {
     const { seed, captionDropout, timestepSampling } = this.#options;
     const generator = stream(seed, 'sample', step, index);
     const tokens = (item.latent.height / PATCH) * (item.latent.width / PATCH);
     const sigma = sampleSigma(generator, timestepSampling, this.#parts.scheduler, tokens);
     const caption = generator.uniform() < captionDropout ? this.#parts.empty : item;
-    return this.#noised(item, caption, sigma, generator);
+    return { sigma, caption, generator };
   }
 
   #noised(
