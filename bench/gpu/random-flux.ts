@@ -45,7 +45,7 @@ const T5_XXL: T5Spec = {
   padTokenId: 0,
 };
 
-const CLIP_L: ClipSpec = {
+export const CLIP_L: ClipSpec = {
   vocabSize: 49_408,
   hiddenSize: 768,
   numHeads: 12,
@@ -84,31 +84,10 @@ export async function writeRandomFlux(
   folder: string,
   options: { t5?: 'F8_E4M3' | 'BF16'; blocks?: readonly [double: number, single: number] } = {},
 ): Promise<ModelFiles> {
-  const { t5 = 'BF16', blocks = [FLUX_DEV.doubleBlocks, FLUX_DEV.singleBlocks] } = options;
-  const spec = { ...FLUX_DEV, doubleBlocks: blocks[0], singleBlocks: blocks[1] };
-  const values = new TorchGenerator(0).randn(BLOCK_VALUES).map((value) => value * 0.03);
-  const random = {
-    F8_E4M3: encodeFloat32('F8_E4M3', values),
-    BF16: encodeFloat32('BF16', values),
-  };
-  const write = async (
-    file: string,
-    shapes: Iterable<[string, readonly number[]]>,
-    matrices: 'F8_E4M3' | 'BF16',
-  ): Promise<string> => {
-    const path = join(folder, file);
-    await mkdir(join(path, '..'), { recursive: true });
-    await writeSafetensors(path, entries(shapes, matrices, random));
-    return path;
-  };
-  const transformer = [...transformerShapes(spec)].flatMap(([name, shape]): [string, readonly number[]][] => {
-    // diffusers stores both halves in one tensor.
-    if (name.startsWith('norm_out.linear_shift')) return [];
-    if (!name.startsWith('norm_out.linear_scale')) return [[name, shape]];
-    return [[name.replace('linear_scale', 'linear'), [shape[0]! * 2, ...shape.slice(1)]]];
-  });
+  const { t5 = 'BF16', blocks } = options;
+  const write = writer(folder);
   const files: ModelFiles = {
-    transformer: await write('transformer.safetensors', transformer, 'F8_E4M3'),
+    transformer: await writeRandomTransformer(folder, blocks),
     vae: await write('ae.safetensors', vaeShapes(FLUX_VAE), 'BF16'),
     textEncoder: join(folder, 'text_encoder'),
     textEncoder2: join(folder, 'text_encoder_2'),
@@ -125,6 +104,42 @@ export async function writeRandomFlux(
     await cp(join(MINI, name), join(folder, name), { recursive: true });
   await copyFile(join(MINI, 'model_index.json'), join(folder, 'model_index.json'));
   return files;
+}
+
+/** The transformer alone, in fp8. @returns its file */
+export function writeRandomTransformer(
+  folder: string,
+  blocks: readonly [double: number, single: number] = [FLUX_DEV.doubleBlocks, FLUX_DEV.singleBlocks],
+): Promise<string> {
+  const spec = { ...FLUX_DEV, doubleBlocks: blocks[0], singleBlocks: blocks[1] };
+  const transformer = [...transformerShapes(spec)].flatMap(([name, shape]): [string, readonly number[]][] => {
+    // diffusers stores both halves in one tensor.
+    if (name.startsWith('norm_out.linear_shift')) return [];
+    if (!name.startsWith('norm_out.linear_scale')) return [[name, shape]];
+    return [[name.replace('linear_scale', 'linear'), [shape[0]! * 2, ...shape.slice(1)]]];
+  });
+  return writer(folder)('transformer.safetensors', transformer, 'F8_E4M3');
+}
+
+type Write = (
+  file: string,
+  shapes: Iterable<[string, readonly number[]]>,
+  matrices: 'F8_E4M3' | 'BF16',
+) => Promise<string>;
+
+/** Writes files of random values in a folder. */
+function writer(folder: string): Write {
+  const values = new TorchGenerator(0).randn(BLOCK_VALUES).map((value) => value * 0.03);
+  const random = {
+    F8_E4M3: encodeFloat32('F8_E4M3', values),
+    BF16: encodeFloat32('BF16', values),
+  };
+  return async (file, shapes, matrices) => {
+    const path = join(folder, file);
+    await mkdir(join(path, '..'), { recursive: true });
+    await writeSafetensors(path, entries(shapes, matrices, random));
+    return path;
+  };
 }
 
 function entries(
