@@ -3,7 +3,7 @@ import type { TransformerSpec } from '../checkpoint/spec.ts';
 import { FluxError } from '../errors.ts';
 import { isConditionerModule } from '../transformer/conditioner.ts';
 import type { TransformerPlan } from '../transformer/transformer.ts';
-import { DEFAULT_TILING, type Tiling } from '../vae/tiling.ts';
+import type { Tiling } from '../vae/tiling.ts';
 
 /** Where a part of a model is while jobs run. */
 export interface ResidencyRow {
@@ -106,7 +106,7 @@ export function planResidency(model: OpenedModel, tokenPathBytes: number, freeBy
     t5,
     autoencoder: {
       transient,
-      tiling: { above: side, tile: side, overlap: Math.min(DEFAULT_TILING.overlap, side / 4) },
+      tiling: { above: side, tile: side },
     },
     rows,
     neededBytes,

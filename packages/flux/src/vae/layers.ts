@@ -1,20 +1,33 @@
 import type { GraphBuilder, Value } from '../graph/builder.ts';
-import { add, attention, linear, mul, reshape, silu, transpose } from '../graph/ops.ts';
+import { add, attention, gather, linear, reshape, rowCount, rows, silu, transpose } from '../graph/ops.ts';
 import type { GraphWeights } from '../graph/weights.ts';
+import type { GroupNorms } from './norms.ts';
 
-/** Epsilon of every norm in diffusers' AutoencoderKL. */
-const EPSILON = 1e-6;
+/** Queries of the attention that are compared with all keys at once where memory is bounded. */
+const QUERIES_AT_ONCE = 1024;
 
 /** The layers of an AutoencoderKL on [1, channels, height, width] values, by the canonical paths of its modules. */
 export class VaeLayers {
   readonly g: GraphBuilder;
   readonly weights: GraphWeights;
-  readonly #groups: number;
+  /** Positions per latent along one side, of the values that come next. */
+  perLatent: number;
+  readonly #norms: GroupNorms;
 
-  constructor(g: GraphBuilder, weights: GraphWeights, groups: number) {
+  readonly #chunked: boolean;
+
+  constructor(
+    g: GraphBuilder,
+    weights: GraphWeights,
+    norms: GroupNorms,
+    perLatent: number,
+    options: { attention?: 'whole' | 'chunked' } = {},
+  ) {
     this.g = g;
     this.weights = weights;
-    this.#groups = groups;
+    this.#norms = norms;
+    this.perLatent = perLatent;
+    this.#chunked = options.attention === 'chunked';
   }
 
   /** Convolution with a square kernel; `pads` as ONNX orders them: top, left, bottom, right. */
@@ -23,6 +36,7 @@ export class VaeLayers {
     const kernel = weight.shape[2] as number;
     const same = Math.floor(kernel / 2);
     const { stride = 1, pads = [same, same, same, same] } = options;
+    this.perLatent /= stride;
     const shape = [1, weight.shape[0]!, scaled(x.shape[2]!, 1 / stride), scaled(x.shape[3]!, 1 / stride)];
     return this.g.op(
       'Conv',
@@ -32,24 +46,10 @@ export class VaeLayers {
     );
   }
 
-  /**
-   * Group norm. ONNX Runtime has no CPU kernel for it: the groups are normalised as instances, then every channel
-   * gets its own scale and bias.
-   */
+  /** Group norm by the weights at `path`. */
   groupNorm(x: Value, path: string): Value {
-    const { g } = this;
-    const channels = x.shape[1] as number;
-    const ones = g.constant(new Float32Array(this.#groups).fill(1), [this.#groups]);
-    const zeros = g.constant(new Float32Array(this.#groups), [this.#groups]);
-    const grouped = reshape(g, x, [0, this.#groups, -1], [1, this.#groups, 'group']);
-    const normed = g.op('InstanceNormalization', [grouped, ones, zeros], grouped, {
-      epsilon: { float: EPSILON },
-    });
-    const shape = g.op('Shape', [x], { type: 'int64', shape: [4] });
-    const back = g.op('Reshape', [normed, shape], x);
-    const perChannel = (name: string): Value =>
-      reshape(g, this.weights.get(`${path}.${name}`), [channels, 1, 1], [channels, 1, 1]);
-    return add(g, mul(g, back, perChannel('weight')), perChannel('bias'));
+    const { perLatent, weights } = this;
+    return this.#norms.normalize(x, weights.get(`${path}.weight`), weights.get(`${path}.bias`), perLatent);
   }
 
   /** ResnetBlock2D without time embedding. */
@@ -70,9 +70,9 @@ export class VaeLayers {
     const tokens = transpose(g, flat, [1, 0]);
     const module = (input: Value, name: string): Value =>
       linear(g, input, this.weights.get(`${path}.${name}.weight`), this.weights.get(`${path}.${name}.bias`));
-    const attended = attention(g, module(tokens, 'to_q'), module(tokens, 'to_k'), module(tokens, 'to_v'), {
-      heads: 1,
-    });
+    const [q, k, v] = ['to_q', 'to_k', 'to_v'].map((name) => module(tokens, name)) as [Value, Value, Value];
+    const attend = this.#chunked ? attentionInChunks : attention;
+    const attended = attend(g, q, k, v, { heads: 1 });
     const out = transpose(g, module(attended, 'to_out.0'), [1, 0]);
     return add(g, x, g.op('Reshape', [out, shape], x));
   }
@@ -85,6 +85,7 @@ export class VaeLayers {
 
   /** Nearest-neighbour upsampling by two. */
   upsample(x: Value): Value {
+    this.perLatent *= 2;
     const scales = this.g.constant(new Float32Array([1, 1, 2, 2]), [4]);
     const shape = [1, x.shape[1]!, scaled(x.shape[2]!, 2), scaled(x.shape[3]!, 2)];
     return this.g.op(
@@ -94,6 +95,36 @@ export class VaeLayers {
       { mode: 'nearest', coordinate_transformation_mode: 'asymmetric', nearest_mode: 'floor' },
     );
   }
+}
+
+/**
+ * Attention of as many queries at a time as make a bounded matrix of logits: a head of 512 channels has no fused
+ * kernel, and a picture of 1024 x 1024 would need 1 GiB. q, k, v and the result are [T, channels].
+ */
+function attentionInChunks(g: GraphBuilder, q: Value, k: Value, v: Value, options: { heads: number }): Value {
+  const width = q.shape[1] as number;
+  const one = g.constant(BigInt64Array.of(1n), [1]);
+  const size = { type: 'int64', shape: [1] } as const;
+  const int = (opType: string, a: Value, b: Value): Value => g.op(opType, [a, b], size);
+  const roundedUp = (a: Value, b: Value): Value => int('Div', int('Sub', int('Add', a, b), one), b);
+  const tokens = rowCount(g, q);
+  const count = roundedUp(tokens, g.ints(QUERIES_AT_ONCE));
+  const chunk = roundedUp(tokens, count);
+  const rest = int('Sub', int('Mul', chunk, count), tokens);
+  const pads = g.op('Concat', [g.ints(0, 0), rest, g.ints(0)], { type: 'int64', shape: [4] }, { axis: 0 });
+  const padded = g.op('Pad', [q, pads], { type: q.type, shape: ['padded', width] });
+  const split = g.op('Concat', [count, chunk, g.ints(width)], { type: 'int64', shape: [3] }, { axis: 0 });
+  const chunks = g.op('Reshape', [padded, split], { type: q.type, shape: ['chunks', 'chunk', width] });
+
+  const body = g.body(`${g.name}.chunk`);
+  const index = body.input('chunk.index', 'int64', []);
+  const more = body.input('chunk.more', 'bool', []);
+  body.output('chunk.go_on', more);
+  body.output('chunk.attended', attention(body, gather(body, chunks, index), k, v, options));
+  const trips = g.op('Squeeze', [count], { type: 'int64', shape: [] });
+  const attended = g.op('Loop', [trips, null], chunks, { body: { graph: body } });
+  const flat = reshape(g, attended, [-1, width], ['padded', width]);
+  return rows(g, flat, g.ints(0), tokens, q.shape[0]!);
 }
 
 function scaled(dim: number | string, factor: number): number | string {

@@ -5,9 +5,9 @@ import type { VaeSpec } from '../checkpoint/spec.ts';
 import { Vae } from './vae.ts';
 
 const MINI = join(import.meta.dirname, '../../../../models/mini');
-/** Latents; neither side is a multiple of the tile. */
-const SIZE = { height: 20, width: 28 };
-const TILING = { above: 16, tile: 16, overlap: 8 };
+/** Latents: their attention is in two chunks of unequal length, and neither side is a multiple of a tile. */
+const SIZE = { height: 33, width: 35 };
+const TILING = { above: 16, tile: 14 };
 
 let spec: VaeSpec;
 let locator: WeightLocator;
@@ -59,23 +59,23 @@ async function latentsOf(vae: Vae, { height, width } = SIZE): Promise<Float32Arr
   return vae.encode(scene(rows, columns), rows, columns, sample);
 }
 
-test('a picture decoded in tiles is the picture, but for what a tile does not see', async () => {
+test('a picture decoded in tiles is the picture', async () => {
   const latents = await latentsOf(whole);
   const expected = await whole.decode(latents, SIZE.height, SIZE.width);
   const found = await tiled.decode(latents, SIZE.height, SIZE.width);
   const { max, mean } = difference(found, expected);
-  // Of 255 values, measured: 16.0 and 2.13. Group norms and attention of a tile see the tile alone.
-  expect(max * 127.5).toBeLessThan(24);
-  expect(mean * 127.5).toBeLessThan(3);
+  // Of 255 values. With the statistics of each tile alone it is 16.0 and 2.13.
+  expect(max * 127.5).toBeLessThan(1);
+  expect(mean * 127.5).toBeLessThan(0.3);
 });
 
-test('latents of a picture encoded in tiles are its latents, but for what a tile does not see', async () => {
+test('latents of a picture encoded in tiles are its latents', async () => {
   const expected = await latentsOf(whole);
   const rms = Math.sqrt(expected.reduce((sum, value) => sum + value ** 2, 0) / expected.length);
   const { max, mean } = difference(await latentsOf(tiled), expected);
-  // Measured: 0.300 and 0.047.
-  expect(max / rms).toBeLessThan(0.45);
-  expect(mean / rms).toBeLessThan(0.07);
+  // With the statistics of each tile alone: 0.300 and 0.047.
+  expect(max / rms).toBeLessThan(0.01);
+  expect(mean / rms).toBeLessThan(0.002);
 });
 
 test.each([
@@ -83,10 +83,9 @@ test.each([
   { height: 6, width: 10 },
 ])('$height x $width is not above the limit and is done in one piece', async (size) => {
   const latents = await latentsOf(whole, size);
-  expect(await latentsOf(tiled, size)).toEqual(latents);
-  expect(await tiled.decode(latents, size.height, size.width)).toEqual(
-    await whole.decode(latents, size.height, size.width),
-  );
+  expect(difference(await latentsOf(tiled, size), latents).max).toBeLessThan(1e-4);
+  const image = await tiled.decode(latents, size.height, size.width);
+  expect(difference(image, await whole.decode(latents, size.height, size.width)).max).toBeLessThan(1e-4);
 });
 
 test('a strip that is narrower than a tile gets tiles of its width', async () => {
@@ -97,6 +96,6 @@ test('a strip that is narrower than a tile gets tiles of its width', async () =>
 });
 
 test('a tiling that covers nothing is refused', async () => {
-  const refused = Vae.load(spec, locator, { tiling: { above: 16, tile: 16, overlap: 16 } });
+  const refused = Vae.load(spec, locator, { tiling: { above: 16, tile: 0 } });
   await expect(refused).rejects.toMatchObject({ code: 'request_invalid' });
 });

@@ -1,9 +1,12 @@
 import type { VaeSpec } from '../checkpoint/spec.ts';
 import type { WeightLocator } from '../graph/weights.ts';
-import { type Feed, GraphSession, type SessionOptions } from '../runtime/session.ts';
-import { buildVaeDecoder } from './decoder.ts';
-import { buildVaeEncoder } from './encoder.ts';
-import { checkTiling, runTiled, type Planes, type TileScales, type Tiling } from './tiling.ts';
+import { GraphSession, type SessionOptions } from '../runtime/session.ts';
+import type { GraphModel } from '../graph/builder.ts';
+import { buildVaeDecoder, decoderStages } from './decoder.ts';
+import { buildVaeEncoder, encoderStages } from './encoder.ts';
+import { type Stage, stageSide } from './stage-graph.ts';
+import { feed, runStage } from './stage-run.ts';
+import { checkTiling, type Planes, type Tiling } from './tiling.ts';
 
 /** Bounds of the logarithm of the variance, as `DiagonalGaussianDistribution` of diffusers clamps it. */
 const LOG_VARIANCE = Object.freeze({ min: -30, max: 20 });
@@ -16,13 +19,16 @@ export interface VaeOptions extends SessionOptions {
 }
 
 type Side = 'encoder' | 'decoder';
+const GRAPHS = Object.freeze({ encoder: buildVaeEncoder, decoder: buildVaeDecoder });
+const STAGES = Object.freeze({ encoder: encoderStages, decoder: decoderStages });
 
 /** The autoencoder between images and the transformer's latents. Its encoder is loaded when first used. */
 export class Vae {
   readonly spec: VaeSpec;
   readonly #locator: WeightLocator;
   readonly #options: VaeOptions;
-  readonly #sessions = new Map<Side, Promise<GraphSession>>();
+  readonly #sessions = new Map<string, Promise<GraphSession>>();
+  readonly #stages: Partial<Record<Side, Stage[]>> = {};
 
   private constructor(spec: VaeSpec, locator: WeightLocator, options: VaeOptions) {
     this.spec = spec;
@@ -34,22 +40,17 @@ export class Vae {
   static async load(spec: VaeSpec, locator: WeightLocator, options: VaeOptions): Promise<Vae> {
     if (options.tiling) checkTiling(options.tiling);
     const vae = new Vae(spec, locator, options);
-    if (!options.transient) await vae.#session('decoder');
+    if (!options.transient) await vae.#open('decoder');
     return vae;
   }
 
   /** Latents [channels, height, width] of the transformer -> image [3, H, W], about -1..1. */
   async decode(latents: Float32Array, height: number, width: number): Promise<Float32Array> {
-    const { scalingFactor, shiftFactor, latentChannels: channels, scaleFactor } = this.spec;
+    const { scalingFactor, shiftFactor, latentChannels: channels } = this.spec;
     const scaling = Math.fround(scalingFactor);
     const shift = Math.fround(shiftFactor);
     const data = latents.map((value) => Math.fround(value / scaling) + shift);
-    return this.#run(
-      'decoder',
-      { data, channels, height, width },
-      { input: 1, output: scaleFactor },
-      async (decoder, piece) => (await decoder.run({ latents: feed(piece) }, ['image'])).image.data,
-    );
+    return this.#run('decoder', { data, channels, height, width });
   }
 
   /**
@@ -88,42 +89,68 @@ export class Vae {
 
   /** Means, then logarithms of variances: [2 * channels, H / scaleFactor, W / scaleFactor]. */
   async moments(image: Float32Array, height: number, width: number): Promise<Float32Array> {
-    return this.#run(
-      'encoder',
-      { data: image, channels: this.spec.inChannels, height, width },
-      { input: this.spec.scaleFactor, output: 1 },
-      async (encoder, piece) => (await encoder.run({ image: feed(piece) }, ['moments'])).moments.data,
-    );
+    return this.#run('encoder', { data: image, channels: this.spec.inChannels, height, width });
   }
 
-  /** In tiles where the picture is large enough for them, else in one piece. */
-  async #run(
-    side: Side,
-    whole: Planes,
-    scales: TileScales,
-    run: (session: GraphSession, piece: Planes) => Promise<Float32Array>,
-  ): Promise<Float32Array> {
-    const { tiling, transient } = this.#options;
-    const session = await this.#session(side);
+  /** In one piece, or one resolution after the other in tiles where memory is bounded. */
+  async #run(side: Side, whole: Planes): Promise<Float32Array> {
+    const { tiling } = this.#options;
+    if (!tiling) {
+      const [input, output] =
+        side === 'decoder' ? (['latents', 'image'] as const) : (['image', 'moments'] as const);
+      return this.#withSession(
+        side,
+        () => GRAPHS[side](this.spec, this.#locator),
+        async (session) => {
+          const results = await session.run({ [input]: feed(whole) }, [output]);
+          return results[output].data;
+        },
+      );
+    }
+    const stages = this.#stagesOf(side);
+    const full = this.#stagesOf('decoder').at(-1)!;
+    const longest = Math.max(whole.height, whole.width) / stages[0]!.perLatent.input;
+    let x = whole;
+    for (const stage of stages) {
+      const tile = longest > tiling.above ? stageSide(stage, full, tiling.tile) : longest;
+      x = await this.#withSession(
+        stage.name,
+        () => stage.graph,
+        (session) => runStage(session, stage, x, tile),
+      );
+    }
+    return x.data;
+  }
+
+  /** Opens all graphs of a side. */
+  async #open(side: Side): Promise<void> {
+    if (!this.#options.tiling) await this.#session(side, () => GRAPHS[side](this.spec, this.#locator));
+    else for (const { name, graph } of this.#stagesOf(side)) await this.#session(name, () => graph);
+  }
+
+  #stagesOf(side: Side): Stage[] {
+    return (this.#stages[side] ??= STAGES[side](this.spec, this.#locator));
+  }
+
+  async #withSession<T>(
+    name: string,
+    graph: () => GraphModel,
+    use: (session: GraphSession) => Promise<T>,
+  ): Promise<T> {
     try {
-      const longest = Math.max(whole.height, whole.width) / scales.input;
-      const runPiece = (piece: Planes): Promise<Float32Array> => run(session, piece);
-      return await (tiling && longest > tiling.above
-        ? runTiled(whole, tiling, scales, runPiece)
-        : runPiece(whole));
+      return await use(await this.#session(name, graph));
     } finally {
-      if (transient) await this.release();
+      if (this.#options.transient) await this.release();
     }
   }
 
-  #session(side: Side): Promise<GraphSession> {
-    const known = this.#sessions.get(side);
+  #session(name: string, graph: () => GraphModel): Promise<GraphSession> {
+    const known = this.#sessions.get(name);
     if (known) return known;
-    const graph = (side === 'decoder' ? buildVaeDecoder : buildVaeEncoder)(this.spec, this.#locator);
     // Convolutions gain from the blocked layouts that only the full optimiser introduces.
-    const opening = GraphSession.create(`vae-${side}`, graph, { ...this.#options, optimization: 'all' });
-    this.#sessions.set(side, opening);
-    opening.catch(() => this.#sessions.delete(side));
+    const opening = GraphSession.create(name, graph(), { ...this.#options, optimization: 'all' });
+    this.#sessions.set(name, opening);
+    opening.catch(() => this.#sessions.delete(name));
     return opening;
   }
 
@@ -132,8 +159,4 @@ export class Vae {
     this.#sessions.clear();
     for (const session of open) await (await session).release();
   }
-}
-
-function feed({ data, channels, height, width }: Planes): Feed {
-  return { data, dims: [1, channels, height, width] };
 }
