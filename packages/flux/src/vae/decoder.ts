@@ -27,7 +27,8 @@ export function decoderStages(spec: VaeSpec, locator: WeightLocator): Stage[] {
     return buildStage(spec, locator, {
       name: `vae-decoder-${level}`,
       entering,
-      widest: level === 0 ? channels : Math.max(entering, channels),
+      // Three values of a block, or what is upsampled before and after a convolution.
+      live: Math.max(2 * entering, 3 * channels),
       perLatent: { input: level === 0 ? 1 : 2 ** (level - 1), work: 2 ** level, output: 2 ** level },
       // Two convolutions in a block, one before the first and one after the last.
       reach: 2 * (spec.layersPerBlock + 1) + 2,

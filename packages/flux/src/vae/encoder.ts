@@ -29,7 +29,7 @@ export function encoderStages(spec: VaeSpec, locator: WeightLocator): Stage[] {
     return buildStage(spec, locator, {
       name: `vae-encoder-${level}`,
       entering,
-      widest: Math.max(entering, channels),
+      live: 3 * channels,
       perLatent: { input: work, work, output: level < last ? work / 2 : work },
       // Two convolutions in a block, one before the first; that with stride 2 sees two positions to the right.
       reach: 2 * spec.layersPerBlock + 3,

@@ -1,8 +1,11 @@
-import type { GraphBuilder, Value } from '../graph/builder.ts';
-import { add, gather, mul, reshape } from '../graph/ops.ts';
+import { ELEMENT_TYPES, type GraphBuilder, type Value } from '../graph/builder.ts';
+import { add, concat, gather, mul, reshape } from '../graph/ops.ts';
 
 /** Epsilon of every norm in diffusers' AutoencoderKL. */
-export const EPSILON = 1e-6;
+const EPSILON = 1e-6;
+
+/** In how many parts of its channels a value's statistics are computed. */
+const BANDS = 4;
 
 /** A group norm with its scale and bias [channels]. x [1, channels, height, width]; `perLatent` are its positions. */
 export interface GroupNorms {
@@ -46,8 +49,8 @@ export class WholeNorms implements GroupNorms {
  * - `begin`, `end` int64 [2]: row and column, in latents, of the part of the tile that it alone answers for
  *
  * Its further output `collected` [norms, groups, 2] are mean and variance of that part. Both are computed in two
- * steps, as E[x^2] - E[x]^2 cancels in fp32; the centred values are freed before the convolution that follows takes
- * memory for its result, so that they do not add to the most that a run needs.
+ * steps, as E[x^2] - E[x]^2 cancels in fp32, and for some channels at a time, so that the centred values do not add to
+ * the most that a run needs.
  */
 export class TileNorms implements GroupNorms {
   readonly #g: GraphBuilder;
@@ -96,19 +99,32 @@ export class TileNorms implements GroupNorms {
   /** Mean and variance of the groups [groups, 2] in the part of x that the tile answers for. */
   #own(x: Value, perLatent: number): Value {
     const g = this.#g;
-    const groups = this.#groups;
+    const bands = this.#groups % BANDS === 0 ? BANDS : 1;
     const at = (latents: Value): Value => mul(g, latents, g.ints(perLatent));
-    const shape = [1, x.shape[1]!, 'rows', 'columns'];
-    const part = g.op('Slice', [x, at(this.#begin), at(this.#end), g.ints(2, 3)], { type: x.type, shape });
+    const [begin, end] = [at(this.#begin), at(this.#end)];
+    const found = Array.from({ length: bands }, (_, band) => this.#ofBand(x, band, bands, begin, end));
+    return bands === 1 ? found[0]! : concat(g, found, 0);
+  }
+
+  #ofBand(x: Value, band: number, bands: number, begin: Value, end: Value): Value {
+    const g = this.#g;
+    const channels = (x.shape[1] as number) / bands;
+    const groups = this.#groups / bands;
+    const corner = (channel: number, place: Value): Value =>
+      g.op('Concat', [g.ints(channel), place], { type: 'int64', shape: [3] }, { axis: 0 });
+    const corners = [corner(band * channels, begin), corner((band + 1) * channels, end)];
+    const part = g.op('Slice', [x, ...corners, g.ints(1, 2, 3)], {
+      type: x.type,
+      shape: [1, channels, 'rows', 'columns'],
+    });
     const grouped = reshape(g, part, [groups, -1], [groups, 'group']);
     const column = { type: x.type, shape: [groups, 1] };
     const mean = g.op('ReduceMean', [grouped, g.ints(1)], column, { keepdims: 1 });
     const centred = g.op('Sub', [grouped, mean], grouped);
     const sum = g.op('ReduceSumSquare', [centred, g.ints(1)], column, { keepdims: 1 });
     const size = g.op('Shape', [grouped], { type: 'int64', shape: [1] }, { start: 1, end: 2 });
-    const count = g.op('Cast', [size], { type: 'float32', shape: [1] }, { to: 1 });
-    const variance = g.op('Div', [sum, count], column);
-    return g.op('Concat', [mean, variance], { type: x.type, shape: [groups, 2] }, { axis: 1 });
+    const count = g.op('Cast', [size], { type: 'float32', shape: [1] }, { to: ELEMENT_TYPES.float32 });
+    return concat(g, [mean, g.op('Div', [sum, count], column)], 1);
   }
 
   /** Adds the output `collected`; to be called once all norms are in the graph. */

@@ -16,8 +16,8 @@ export interface Stage {
   readonly name: string;
   readonly graph: GraphModel;
   readonly perLatent: StageScales;
-  /** Channels of its widest value at full size. */
-  readonly widest: number;
+  /** Channels that exist at once, at most, where the blocks work. */
+  readonly live: number;
   /** Latents that its convolutions see to each side beyond a position. */
   readonly halo: number;
   /** Its group norms, whose statistics it takes and gives (see {@link TileNorms}); 0 for one that takes no tiles. */
@@ -25,7 +25,7 @@ export interface Stage {
   readonly groups: number;
 }
 
-export interface StageParts extends Pick<Stage, 'name' | 'perLatent' | 'widest'> {
+export interface StageParts extends Pick<Stage, 'name' | 'perLatent' | 'live'> {
   /** Channels of x. */
   entering: number;
   /** Positions that its convolutions see to each side beyond one, where the blocks work. */
@@ -36,7 +36,7 @@ export interface StageParts extends Pick<Stage, 'name' | 'perLatent' | 'widest'>
 }
 
 export function buildStage(spec: VaeSpec, locator: WeightLocator, parts: StageParts): Stage {
-  const { name, perLatent, widest, entering, reach, whole, body } = parts;
+  const { name, perLatent, live, entering, reach, whole, body } = parts;
   const g = new GraphBuilder(name);
   const x = g.input('x', 'float32', [1, entering, 'h', 'w']);
   const tiles = whole ? null : new TileNorms(g, spec.normGroups);
@@ -48,7 +48,7 @@ export function buildStage(spec: VaeSpec, locator: WeightLocator, parts: StagePa
   g.output('y', y);
   const halo = Math.ceil(reach / perLatent.work);
   const norms = tiles?.count ?? 0;
-  return { name, graph: g.build(), perLatent, widest, halo, norms, groups: spec.normGroups };
+  return { name, graph: g.build(), perLatent, live, halo, norms, groups: spec.normGroups };
 }
 
 /**
@@ -56,6 +56,6 @@ export function buildStage(spec: VaeSpec, locator: WeightLocator, parts: StagePa
  * at full resolution.
  */
 export function stageSide(stage: Stage, full: Stage, tile: number): number {
-  const bytes = ({ widest, perLatent }: Stage): number => widest * perLatent.work ** 2;
+  const bytes = ({ live, perLatent }: Stage): number => live * perLatent.work ** 2;
   return Math.floor(tile * Math.sqrt(bytes(full) / bytes(stage)));
 }

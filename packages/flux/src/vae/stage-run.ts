@@ -3,7 +3,10 @@ import { distance, PooledStatistics } from './norms.ts';
 import type { Stage } from './stage-graph.ts';
 import { cut, paste, planTiles, type Planes, type Tile } from './tiling.ts';
 
-/** Statistics that change by less are those of the picture; see {@link distance}. */
+/**
+ * Statistics that change by less are those of the picture; see {@link distance}. On pictures of 512 px three passes are
+ * within 0.54 of 255 of the picture, two within 3.1, as many as there are norms within 0.02.
+ */
 const SETTLED = 0.02;
 
 /**

@@ -40,7 +40,7 @@ export class Vae {
   static async load(spec: VaeSpec, locator: WeightLocator, options: VaeOptions): Promise<Vae> {
     if (options.tiling) checkTiling(options.tiling);
     const vae = new Vae(spec, locator, options);
-    if (!options.transient) await vae.#open('decoder');
+    if (!options.transient) await vae.#session('decoder', () => buildVaeDecoder(spec, locator));
     return vae;
   }
 
@@ -95,7 +95,8 @@ export class Vae {
   /** In one piece, or one resolution after the other in tiles where memory is bounded. */
   async #run(side: Side, whole: Planes): Promise<Float32Array> {
     const { tiling } = this.#options;
-    if (!tiling) {
+    const perLatent = side === 'decoder' ? 1 : this.spec.scaleFactor;
+    if (!tiling || Math.max(whole.height, whole.width) <= tiling.above * perLatent) {
       const [input, output] =
         side === 'decoder' ? (['latents', 'image'] as const) : (['image', 'moments'] as const);
       return this.#withSession(
@@ -109,10 +110,9 @@ export class Vae {
     }
     const stages = this.#stagesOf(side);
     const full = this.#stagesOf('decoder').at(-1)!;
-    const longest = Math.max(whole.height, whole.width) / stages[0]!.perLatent.input;
     let x = whole;
     for (const stage of stages) {
-      const tile = longest > tiling.above ? stageSide(stage, full, tiling.tile) : longest;
+      const tile = stageSide(stage, full, tiling.tile);
       x = await this.#withSession(
         stage.name,
         () => stage.graph,
@@ -120,12 +120,6 @@ export class Vae {
       );
     }
     return x.data;
-  }
-
-  /** Opens all graphs of a side. */
-  async #open(side: Side): Promise<void> {
-    if (!this.#options.tiling) await this.#session(side, () => GRAPHS[side](this.spec, this.#locator));
-    else for (const { name, graph } of this.#stagesOf(side)) await this.#session(name, () => graph);
   }
 
   #stagesOf(side: Side): Stage[] {
