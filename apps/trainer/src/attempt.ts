@@ -18,7 +18,7 @@ import type {
 } from '@atelier/shared';
 import { Checkpoints } from './checkpoints.ts';
 import { fetchDataset } from './dataset.ts';
-import type { Engine, TrainEvent, TrainRequest, TrainResult } from './engine.ts';
+import type { Engine, EngineTrainRequest, TrainEvent, TrainResult } from './engine.ts';
 import { Measurements } from './measurements.ts';
 import { type SampleEvent, saveSample } from './samples.ts';
 
@@ -26,7 +26,10 @@ import { type SampleEvent, saveSample } from './samples.ts';
 export type StopReason = 'cancel' | 'give_back' | 'superseded';
 
 export interface AttemptDeps {
-  config: Pick<Config, 'ATELIER_CACHE_DIR' | 'ATELIER_ENGINE_THREADS'>;
+  config: Pick<
+    Config,
+    'ATELIER_CACHE_DIR' | 'ATELIER_ENGINE_MEMORY_BYTES' | 'ATELIER_ENGINE_PROVIDER' | 'ATELIER_ENGINE_THREADS'
+  >;
   jobs: JobStore;
   store: ObjectStore;
   loras: LoraRegistry;
@@ -107,6 +110,7 @@ export async function runAttempt(
   let firstStep: { at: number; step: number } | null = null;
   const onEvent = (event: TrainEvent): void => {
     measured.add(event);
+    if (event.type === 'placed') log.info({ plan: event.plan }, 'training on a device');
     if (event.type === 'preparing') progress.report(record.progress);
     if (event.type === 'checkpoint') write('a checkpoint', () => onCheckpoint(event));
     if (event.type === 'sample') write('a sample', () => onSample(event));
@@ -156,21 +160,24 @@ function trainRequest(
   dataset: string,
   outputDir: string,
   resumeFrom: string | null,
-): TrainRequest {
+): EngineTrainRequest {
   // A record from before a field was added gets its default.
   const input = TrainingInput.parse(stored);
   const model = catalog.get(input.model);
   const { steps, guidance } = model.defaults;
   const prompts = input.sample_prompts;
   const threads = config.ATELIER_ENGINE_THREADS;
+  const memory = config.ATELIER_ENGINE_MEMORY_BYTES;
   return {
     model: {
       name: model.name,
       files: model.files,
       cacheDir: config.ATELIER_CACHE_DIR,
       maxSequenceLength: model.defaults.max_sequence_length,
+      provider: config.ATELIER_ENGINE_PROVIDER,
       ...(model.quantize ? { placement: model.quantize } : {}),
       ...(threads === undefined ? {} : { threads }),
+      ...(memory === undefined ? {} : { deviceBytes: memory }),
     },
     dataset,
     outputDir,

@@ -1,6 +1,6 @@
-import type { EngineProcess, TrainEvent, TrainRequest, TrainResult } from '@atelier/flux';
+import type { EngineProcess, EngineTrainRequest, TrainEvent, TrainResult } from '@atelier/flux';
 
 /** What the trainer needs of an engine process; {@link EngineProcess} is the real one. */
 export type Engine = Pick<EngineProcess, 'pid' | 'train' | 'kill' | 'exited'>;
 
-export type { TrainEvent, TrainRequest, TrainResult };
+export type { EngineTrainRequest, TrainEvent, TrainResult };

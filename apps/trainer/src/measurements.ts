@@ -56,7 +56,8 @@ export class Measurements {
         this.#metrics.validation = validation.filter(({ epoch }) => epoch < event.epoch);
         this.#metrics.validation.push({ epoch: event.epoch, loss: event.loss });
         break;
-      // Progress only, and what is listed once it is published or stored.
+      // For the log, progress only, and what is listed once it is published or stored.
+      case 'placed':
       case 'preparing':
       case 'checkpoint':
       case 'sample':

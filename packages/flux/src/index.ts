@@ -12,5 +12,5 @@ export {
 export { EngineProcess, type EngineExit } from './runtime/engine-process.ts';
 export { TRAINING_DEFAULTS, type TrainingOptions } from './training/options.ts';
 export type { TrainEvent, TrainRequest, TrainResult } from './training/train.ts';
-export type { EngineProgress, EngineStats } from './runtime/protocol.ts';
+export type { EngineProgress, EngineStats, EngineTrainRequest } from './runtime/protocol.ts';
 export type { Device } from './runtime/provider.ts';

@@ -2,7 +2,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { FluxError } from '../errors.ts';
 import { FluxModel } from '../model.ts';
 import { generate, type EngineImage } from '../pipeline.ts';
-import { train, type TrainResult } from '../training/train.ts';
+import { train, type TrainEvent, type TrainResult } from '../training/train.ts';
 import { chooseDevice, type Device } from './provider.ts';
 import { formatPlan } from './residency.ts';
 import type { EngineStats, FromEngine, LoadResult, ToEngine } from './protocol.ts';
@@ -113,7 +113,12 @@ async function runTraining({ id, request }: ToEngine & { type: 'train' }): Promi
   training = new AbortController();
   if (canceled.has(id)) training.abort();
   try {
-    return await train(request, (event) => send({ type: 'train-event', id, event }), training.signal);
+    device ??= await chooseDevice(request.model.provider ?? 'auto');
+    const onEvent = (event: TrainEvent): void => {
+      if (event.type === 'placed') process.stdout.write(`${event.plan}\n`);
+      send({ type: 'train-event', id, event });
+    };
+    return await train({ ...request, model: { ...request.model, device } }, onEvent, training.signal);
   } finally {
     training = null;
     canceled.delete(id);

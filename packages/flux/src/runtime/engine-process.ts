@@ -3,9 +3,10 @@ import { fileURLToPath } from 'node:url';
 import { createInterface } from 'node:readline';
 import { FluxError } from '../errors.ts';
 import type { EngineImage, EngineRequest } from '../pipeline.ts';
-import type { TrainEvent, TrainRequest, TrainResult } from '../training/train.ts';
+import type { TrainEvent, TrainResult } from '../training/train.ts';
 import type {
   EngineLoadOptions,
+  EngineTrainRequest,
   EngineProgress,
   EngineStats,
   FromEngine,
@@ -27,7 +28,7 @@ export interface EngineExit {
 type Task =
   | { type: 'load'; options: EngineLoadOptions }
   | { type: 'generate'; request: EngineRequest }
-  | { type: 'train'; request: TrainRequest }
+  | { type: 'train'; request: EngineTrainRequest }
   | { type: 'stats' };
 
 interface Pending {
@@ -108,7 +109,7 @@ export class EngineProcess {
    * @throws FluxError canceled (its details name the checkpoint), dataset_invalid, request_invalid, engine_crashed
    */
   train(
-    request: TrainRequest,
+    request: EngineTrainRequest,
     options: { onEvent?: (event: TrainEvent) => void; signal?: AbortSignal } = {},
   ): Promise<TrainResult> {
     return this.#cancelable<TrainResult>({ type: 'train', request }, options.signal, (message) => {

@@ -79,7 +79,7 @@ export async function loadOnDevice(
 }
 
 /** As the checkpoint has it when it is fp8 or all of it fits, else in fp8. */
-function devicePlacement({ transformer, vae }: OpenedModel, freeBytes: number): Placement {
+export function devicePlacement({ transformer, vae }: OpenedModel, freeBytes: number): Placement {
   const { weights } = transformer;
   const isFp8 = weights.names().some((name) => weights.get(name).dtype === 'F8_E4M3');
   return isFp8 || partBytes(transformer) + 2 * partBytes(vae) < freeBytes / 2 ? 'in-place' : 'fp8';

@@ -10,7 +10,7 @@ import type { TrainEvent, TrainRequest, TrainResult } from '../training/train.ts
 export type ToEngine =
   | { type: 'load'; id: number; options: EngineLoadOptions }
   | { type: 'generate'; id: number; request: EngineRequest }
-  | { type: 'train'; id: number; request: TrainRequest }
+  | { type: 'train'; id: number; request: EngineTrainRequest }
   | { type: 'stats'; id: number }
   /** Stops the generation or training `id` at its next step; without effect when it has ended. */
   | { type: 'cancel'; id: number }
@@ -38,6 +38,11 @@ export interface EngineProgress {
 export interface EngineLoadOptions extends Omit<LoadOptions, 'device'> {
   /** 'auto' when absent. */
   provider?: 'auto' | Provider;
+}
+
+/** As {@link EngineLoadOptions}. */
+export interface EngineTrainRequest extends Omit<TrainRequest, 'model'> {
+  model: EngineLoadOptions;
 }
 
 export interface LoadResult {

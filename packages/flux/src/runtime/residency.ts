@@ -34,7 +34,7 @@ const TILES = [32, 48, 64, 96];
 
 const MIB = 2 ** 20;
 /** Of the driver, cuBLAS and cuDNN; measured on an H100 with CUDA 13. */
-const CONTEXT_BYTES = 600 * MIB;
+export const CONTEXT_BYTES = 600 * MIB;
 /** LoRAs of rank 16 on every linear of FLUX.1 are 131 MB in fp16; this is three. */
 const LORA_BYTES = 400 * MIB;
 
@@ -135,7 +135,8 @@ export function formatPlan({ rows, neededBytes, freeBytes, autoencoder }: Reside
   return [...table, `needs ${gib(neededBytes)} of ${gib(freeBytes)} GiB free; ${tiles}`].join('\n');
 }
 
-function gib(bytes: number): string {
+/** For people; two digits. */
+export function gib(bytes: number): string {
   return (bytes / 2 ** 30).toFixed(2);
 }
 

@@ -26,6 +26,7 @@ export class DeviceGradients implements Gradients {
   /** Outputs with gradients. */
   readonly #blocks: readonly string[];
   readonly #conditioner: Conditioner;
+  #rope: { sizes: string; table: ReturnType<typeof ropeTable> } | null = null;
   #prepared: { conditions: readonly Condition[]; modulation: Float32Array } | null = null;
 
   private constructor(
@@ -101,7 +102,7 @@ export class DeviceGradients implements Gradients {
     const { noisy, target, text, grid } = sample;
     const textTokens = text.length / jointDim;
     const imageTokens = noisy.length / inChannels;
-    const { cos, sin } = ropeTable(this.#spec, textTokens, grid.height, grid.width);
+    const { cos, sin } = this.#angles(textTokens, grid);
     const angles = [textTokens + imageTokens, headDim / 2];
     const modulation = await this.#modulation(sample);
     const matrices = this.#parameters.flatMap(({ module, rank, inFeatures, outFeatures, down, up }) => [
@@ -118,6 +119,14 @@ export class DeviceGradients implements Gradients {
       slope: { data: Float32Array.of(weight), dims: [] },
       ...(Object.fromEntries(matrices) as Record<string, Feed>),
     };
+  }
+
+  /** Kept for the sizes of the latest picture, which the next one often shares. */
+  #angles(textTokens: number, { height, width }: TrainingSample['grid']): ReturnType<typeof ropeTable> {
+    const sizes = [textTokens, height, width].join();
+    if (this.#rope?.sizes !== sizes)
+      this.#rope = { sizes, table: ropeTable(this.#spec, textTokens, height, width) };
+    return this.#rope.table;
   }
 
   /** Those of a sample that was not prepared are computed for it alone. */

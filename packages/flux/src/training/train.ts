@@ -1,20 +1,19 @@
 import { join } from 'node:path';
-import { openModel } from '../checkpoint/model-files.ts';
+import { openModel, type OpenedModel } from '../checkpoint/model-files.ts';
 import { FluxError } from '../errors.ts';
 import type { LoadOptions } from '../model.ts';
-import { placeModel } from '../runtime/placement.ts';
-import type { SessionOptions } from '../runtime/session.ts';
 import { LORA_FILE, loadCheckpoint, saveCheckpoint } from './checkpoint.ts';
 import type { DatasetProblem } from './data/problems.ts';
 import { encode } from './encode.ts';
-import { LoraGradients } from './gradients.ts';
 import type { TrainingOptions, TrainingPosition } from './options.ts';
 import { initialModules } from './parameters.ts';
-import { type Sample, type SampleRequest, Sampler } from './sampler.ts';
-import { targetModules } from './targets.ts';
+import type { Sample, SampleRequest } from './sampler.ts';
+import { type TargetModule, targetModules } from './targets.ts';
 import { type StepReport, Trainer } from './trainer.ts';
+import { deviceWorkplace, hostWorkplace, type Workplace } from './workplace.ts';
 
 export interface TrainRequest {
+  /** With its `device` the training runs there. */
   model: LoadOptions;
   /** Folder with images/ and prompts/. */
   dataset: string;
@@ -36,6 +35,8 @@ export interface TrainRequest {
 }
 
 export type TrainEvent =
+  /** Where the parts of the model are, in words; not on the processor. */
+  | { type: 'placed'; plan: string }
   | { type: 'preparing'; phase: 'check' | 'images' | 'captions'; done: number; total: number }
   | {
       type: 'ready';
@@ -81,29 +82,31 @@ export interface TrainResult {
  * Trains a LoRA on a folder of pictures and captions: checks and encodes the dataset, then runs the recipe. When
  * `signal` aborts, a checkpoint is written at the next step's end and the training rejects with `canceled`, whose
  * details name the checkpoint. A checkpoint comes before its samples and validation: they can be made again from it.
- * @throws FluxError dataset_invalid, canceled, request_invalid, and what loading the model throws
+ * @param place chooses where it runs; as the request says when absent
+ * @throws FluxError dataset_invalid, canceled, request_invalid, device_too_small, and what loading the model throws
  */
 export async function train(
   request: TrainRequest,
   onEvent: (event: TrainEvent) => void,
   signal?: AbortSignal,
+  place: typeof workplaceOf = workplaceOf,
 ): Promise<TrainResult> {
-  const { model, options } = request;
-  const opened = await openModel(model.files);
-  const placed = await placeModel(opened, { cacheDir: model.cacheDir, placement: 'expand' });
-  const session: SessionOptions = model.threads ? { threads: model.threads } : {};
-  const data = await encode(request, opened, placed, session, onEvent, signal);
-
+  const opened = await openModel(request.model.files);
   const spec = { transformer: opened.transformer.spec, clip: opened.clip.spec };
-  const targets = targetModules(spec, options.targets);
+  const targets = targetModules(spec, request.options.targets);
+  const workplace = await place(request, opened, targets);
+  const { options } = workplace;
+  if (workplace.plan) onEvent({ type: 'placed', plan: workplace.plan });
+  const data = await encode(request, opened, workplace, onEvent, signal);
+
   const from = request.resumeFrom
     ? await loadCheckpoint(request.resumeFrom, options, targets)
     : { modules: initialModules(targets, options.loraRank, options.loraAlpha, options.seed) };
   const { modules } = from;
-  const gradients = await LoraGradients.load(opened.transformer.spec, placed.transformer, modules, session);
+  const gradients = await workplace.gradients(modules);
   const parts = { ...data, gradients, modules, scheduler: opened.scheduler, vae: opened.vae.spec };
   const trainer = new Trainer(parts, options, 'state' in from ? from.state : undefined);
-  const sampler = new Sampler({ opened, placed, session, prompts: data.prompts });
+  const sampler = workplace.sampler(data.prompts);
   onEvent({
     type: 'ready',
     pictures: data.items.length,
@@ -175,4 +178,17 @@ export async function train(
   } finally {
     await gradients.release();
   }
+}
+
+/** On a device when the request names one, else on the processor. */
+async function workplaceOf(
+  { model, options, resolution }: TrainRequest,
+  opened: OpenedModel,
+  targets: readonly TargetModule[],
+): Promise<Workplace> {
+  const { device } = model;
+  if (!device || device.provider === 'cpu') return hostWorkplace(opened, model, options);
+  const { loraRank: rank, loraAlpha } = options;
+  const shapes = targets.map((target) => ({ ...target, rank, scale: loraAlpha / rank }));
+  return deviceWorkplace(opened, { ...model, device }, options, shapes, resolution);
 }
