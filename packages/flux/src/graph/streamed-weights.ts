@@ -1,13 +1,29 @@
 import { decodeTable } from '../checkpoint/dtypes.ts';
 import { FluxError } from '../errors.ts';
 import type { Feed } from '../runtime/session.ts';
-import { type ElementType, ELEMENT_TYPES, GraphBuilder, type GraphModel, type Value } from './builder.ts';
-import { gather, mul } from './ops.ts';
+import { type ElementType, ELEMENT_TYPES, type GraphBuilder, type Value } from './builder.ts';
+import { gather, mul, rows } from './ops.ts';
 import type { ComputeType, LocatedTensor, WeightLocator, Weights } from './weights.ts';
 
 /** Names of the inputs that hold a weight's bytes and the factor of scaled fp8: what follows is the canonical name. */
 export const WEIGHT = 'weight:';
 export const SCALE = 'scale:';
+
+/** Weights that are widened at a time: indices and values of so many are in the device's memory, 6 to 8 bytes each. */
+export const CHUNK = 2 ** 22;
+
+/** Rows of a weight: `begin` is the first, `end` the one behind the last. */
+export interface RowRange {
+  readonly begin: number;
+  readonly end: number;
+}
+
+/** What a graph asked of its weights. */
+export interface WeightRequest {
+  readonly name: string;
+  readonly type: ComputeType;
+  readonly range: RowRange | null;
+}
 
 type FeedArray = Uint8Array | Uint16Array | Float16Array | Float32Array;
 
@@ -38,34 +54,61 @@ export class StreamedWeights implements Weights {
   readonly #graph: GraphBuilder;
   readonly #locator: WeightLocator;
   readonly #type: ComputeType;
+  readonly #chunk: number;
   readonly #values = new Map<string, Value>();
   /** What was asked for, in order. */
-  readonly requests: { name: string; type: ComputeType }[] = [];
+  readonly requests: WeightRequest[] = [];
 
-  /** @param type of the values that `get` returns when it is not told another */
-  constructor(graph: GraphBuilder, locator: WeightLocator, type: ComputeType) {
+  /**
+   * @param type of the values that `get` returns when it is not told another
+   * @param chunk the most values of a weight that {@link ranges} lets be widened at once
+   */
+  constructor(graph: GraphBuilder, locator: WeightLocator, type: ComputeType, chunk = CHUNK) {
     this.#graph = graph;
     this.#locator = locator;
     this.#type = type;
+    this.#chunk = chunk;
   }
 
   has(name: string): boolean {
     return this.#locator.has(name);
   }
 
-  /** The weight in its own shape, widened to `type`. */
-  get(name: string, type: ComputeType = this.#type): Value {
-    return this.#once(`${type}:${name}`, () => {
-      this.requests.push({ name, type });
-      return this.#widen(name, type);
+  /** The weight in its own shape, or the rows in `range` of it, widened to `type`. */
+  get(name: string, type: ComputeType = this.#type, range: RowRange | null = null): Value {
+    return this.#once(`${type}:${name}:${range?.begin ?? ''}`, () => {
+      this.requests.push({ name, type, range });
+      return this.#widen(name, type, range);
     });
   }
 
-  #widen(name: string, type: ComputeType): Value {
+  /** Rows of a weight. */
+  rowCount(name: string): number {
+    return this.#locator.locate(name).shape[0]!;
+  }
+
+  /** The rows of a matrix in parts that may be widened one after another; [null] when it is used in one piece. */
+  ranges(name: string, type: ComputeType): (RowRange | null)[] {
+    const located = this.#locator.locate(name);
+    const { type: stored, coded } = storage(located);
+    const [count = 1, ...rest] = located.shape;
+    const width = rest.reduce((product, size) => product * size, 1);
+    if (count * width <= this.#chunk || (!coded && stored === type && !isScaled(located))) return [null];
+    // Matrix units of devices take eight columns of a product at a time.
+    const most = Math.max(8, Math.floor(this.#chunk / width / 8) * 8);
+    const step = Math.ceil(count / Math.ceil(count / most) / 8) * 8;
+    return Array.from({ length: Math.ceil(count / step) }, (_, i) => ({
+      begin: i * step,
+      end: Math.min((i + 1) * step, count),
+    }));
+  }
+
+  #widen(name: string, type: ComputeType, range: RowRange | null): Value {
     const g = this.#graph;
     const located = this.#locator.locate(name);
     const { type: stored, coded } = storage(located);
-    const input = this.#once(name, () => g.input(`${WEIGHT}${name}`, stored, located.shape));
+    const whole = this.#once(name, () => g.input(`${WEIGHT}${name}`, stored, located.shape));
+    const input = range ? cut(g, whole, range) : whole;
     const scale = isScaled(located)
       ? this.#once(`${SCALE}${name}`, () => g.input(`${SCALE}${name}`, 'float32', []))
       : null;
@@ -92,26 +135,9 @@ export class StreamedWeights implements Weights {
   }
 }
 
-/**
- * Builds a graph whose weights are streamed. It is built twice: the first attempt tells which weights it uses, the
- * second starts with widening them. ONNX Runtime goes from the results backwards and, of a node's operands, first to
- * the one whose node was added last; a weight that is widened behind its operand's node is widened before everything
- * that the operand needs: all weights of a block would be in memory at once (0.7 GB more for a layer of T5-XXL in fp32).
- */
-export function buildStreamed(
-  name: string,
-  locator: WeightLocator,
-  type: ComputeType,
-  build: (g: GraphBuilder, weights: StreamedWeights) => void,
-): GraphModel {
-  const trial = new GraphBuilder(name);
-  const used = new StreamedWeights(trial, locator, type);
-  build(trial, used);
-  const g = new GraphBuilder(name);
-  const weights = new StreamedWeights(g, locator, type);
-  for (const request of used.requests) weights.get(request.name, request.type);
-  build(g, weights);
-  return g.build();
+/** The rows of `x` in a range that is known when the graph is built. */
+export function cut(g: GraphBuilder, x: Value, { begin, end }: RowRange): Value {
+  return rows(g, x, g.ints(begin), g.ints(end), end - begin);
 }
 
 /** `x` in another floating-point type; itself when it has it already. */

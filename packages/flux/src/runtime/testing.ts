@@ -3,8 +3,9 @@ import { encodeFloat32, type EncodedDtype } from '../checkpoint/dtypes.ts';
 import { type TensorEntry, writeSafetensors } from '../checkpoint/safetensors.ts';
 import { readFloat32 } from '../checkpoint/tensor-view.ts';
 import type { WeightSource } from '../checkpoint/weights.ts';
-import { ELEMENT_TYPES, type ElementType, type GraphModel } from '../graph/builder.ts';
+import { ELEMENT_TYPES, type ElementType, GraphBuilder, type GraphModel } from '../graph/builder.ts';
 import { ModelProtoSchema } from '../graph/proto/onnx_pb.js';
+import { buildUnit, type UnitKind } from '../graph/streamed-units.ts';
 import type { WeightLocator } from '../graph/weights.ts';
 
 /** Support of the tests of streamed weights. */
@@ -53,6 +54,14 @@ export async function writeConverted(
 /** Weights where they lie in the checkpoint. */
 export function inPlace(source: WeightSource): WeightLocator {
   return { has: (name) => source.has(name), locate: (name) => source.get(name) };
+}
+
+/** A graph with a unit of one kind alone. */
+export function unitGraph(kind: UnitKind, locator: WeightLocator): GraphModel {
+  const g = new GraphBuilder('unit');
+  const outputs = buildUnit(g, { kind, locator, adapted: new Set() });
+  for (const [name, value] of Object.entries(outputs)) g.output(name, value);
+  return g.build();
 }
 
 export interface Difference {

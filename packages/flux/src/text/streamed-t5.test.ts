@@ -5,8 +5,15 @@ import { T5_CONFIG, type T5Spec, t5Spec } from '../checkpoint/specs/text.ts';
 import { FIXTURES, rejection, temporaryFolder } from '../checkpoint/testing.ts';
 import { openWeights } from '../checkpoint/weights.ts';
 import type { WeightLocator } from '../graph/weights.ts';
-import { difference, inPlace, operandTypes, type StoredAs, writeConverted } from '../runtime/testing.ts';
-import { buildT5Layer, StreamedT5 } from './streamed-t5.ts';
+import {
+  difference,
+  inPlace,
+  operandTypes,
+  type StoredAs,
+  unitGraph,
+  writeConverted,
+} from '../runtime/testing.ts';
+import { StreamedT5, t5Kinds } from './streamed-t5.ts';
 import { ResidentT5, type T5Encoder } from './t5-encoder.ts';
 
 const MODELS = {
@@ -80,7 +87,9 @@ test('what leaves the range of fp16 in T5-XXL is computed in fp32, the other pro
   const file = work.file('types.safetensors');
   const { spec } = await open(MODELS['tiny-dev']);
   await writeConverted(await openWeights(MODELS['tiny-dev'], 't5'), file, () => 'F8_E4M3');
-  const operators = operandTypes(buildT5Layer(spec, inPlace(await openWeights(file, 't5')), 'float16'));
+  const { attention, feedForward } = t5Kinds(spec, 'float16');
+  const locator = inPlace(await openWeights(file, 't5'));
+  const operators = [attention, feedForward].flatMap((kind) => operandTypes(unitGraph(kind, locator)));
   const typeOf = (opType: string): string[] =>
     operators.filter((operator) => operator.opType === opType).map(({ type }) => type);
   const products = operators
@@ -104,13 +113,20 @@ test('weights are widened by the first nodes, so that each is widened just befor
   const file = work.file('order.safetensors');
   const { spec } = await open(MODELS['tiny-dev']);
   await writeConverted(await openWeights(MODELS['tiny-dev'], 't5'), file, () => 'F8_E4M3');
-  const operators = operandTypes(buildT5Layer(spec, inPlace(await openWeights(file, 't5')), 'float16'));
-  const widening = operators.map(
-    ({ opType, inputs }) => opType === 'Gather' && inputs[1]!.startsWith('weight:'),
-  );
-  expect(widening.filter(Boolean)).toHaveLength(10);
-  const first = operators.findIndex(({ opType }) => opType === 'SimplifiedLayerNormalization');
-  expect(widening.lastIndexOf(true)).toBeLessThan(first);
+  const { attention, feedForward } = t5Kinds(spec, 'float16');
+  const locator = inPlace(await openWeights(file, 't5'));
+  for (const [kind, count] of [
+    [attention, 6],
+    [feedForward, 4],
+  ] as const) {
+    const operators = operandTypes(unitGraph(kind, locator));
+    const widening = operators.map(
+      ({ opType, inputs }) => opType === 'Gather' && inputs[1]!.startsWith('weight:'),
+    );
+    expect(widening.filter(Boolean)).toHaveLength(count);
+    const first = operators.findIndex(({ opType }) => opType === 'SimplifiedLayerNormalization');
+    expect(widening.lastIndexOf(true)).toBeLessThan(first);
+  }
 });
 
 test('a token that the vocabulary does not have is refused', async () => {

@@ -1,12 +1,10 @@
 import type { TransformerSpec } from '../checkpoint/spec.ts';
-import type { GraphModel } from '../graph/builder.ts';
 import { add } from '../graph/ops.ts';
-import { StreamedLinears } from '../graph/streamed-linears.ts';
-import { buildStreamed } from '../graph/streamed-weights.ts';
+import type { UnitKind } from '../graph/streamed-units.ts';
 import type { LocatedTensor, WeightLocator } from '../graph/weights.ts';
 import type { Deltas } from '../lora/compose.ts';
 import type { LoraDelta } from '../lora/types.ts';
-import { StreamedGraph } from '../runtime/streamed-graph.ts';
+import { StreamedGraph, type StreamedSession } from '../runtime/streamed-graph.ts';
 import type { SessionOptions } from '../runtime/session.ts';
 import { WeightStream } from '../runtime/weight-stream.ts';
 import { embed } from './conditioner.ts';
@@ -38,39 +36,31 @@ export class StreamedConditioner implements Conditioner {
     const spec = this.#spec;
     const [steps = 0] = feeds.time.dims;
     const { size } = modulationLayout(spec);
-    const rows = pieceLocator(this.#locator, this.#pieces, spec.hiddenSize);
-    const changes = new Map(pieceDeltas(deltas, this.#pieces, spec.hiddenSize));
-
-    const embedder = new StreamedGraph(
-      'embedder',
-      this.#locator,
-      (from, adapted) => buildEmbedder(spec, from, adapted),
-      this.#options,
-    );
     const [first] = this.#pieces as [Piece];
-    const modulator = new StreamedGraph(
-      'modulation',
-      rows,
-      (from, adapted) => buildModulation(spec, from, first.name, adapted),
+    const graph = new StreamedGraph(
+      'conditioner',
+      withPieces(this.#locator, this.#pieces, spec.hiddenSize),
+      conditionerKinds(spec, first.name),
       this.#options,
     );
-    const head = embedder.unit();
-    const units = this.#pieces.map(({ name }) => modulator.unit((of) => of.replace(first.name, name)));
+    const head = graph.unit('embedder');
+    const units = this.#pieces.map(({ name }) =>
+      graph.unit('modulation', (of) => of.replace(first.name, name)),
+    );
     const stream = new WeightStream([head, ...units].map(({ weights }) => weights));
     const pass = stream.pass();
+    let session: StreamedSession | null = null;
     try {
-      const embedded = await embedder.run(
-        head,
-        { ...feeds, ...(await pass.next()).value },
-        ['activated', 'context'],
-        deltas,
-      );
+      const weights = (await pass.next()).value;
+      const changes = new Map([...deltas, ...pieceDeltas(deltas, this.#pieces, spec.hiddenSize)]);
+      session = await graph.open([head, ...units], changes);
+      const fetches = ['activated', 'context'] as const;
+      const embedded = await session.run(head, { ...feeds, ...weights }, fetches);
       const modulation = new Float32Array(steps * size);
       const x = embedded.activated;
       for (const [i, { chunk, offset }] of this.#pieces.entries()) {
         const one = { data: Float32Array.of(chunk === 'scale' ? 1 : 0), dims: [] };
-        const weights = (await pass.next()).value;
-        const { y } = await modulator.run(units[i]!, { x, one, ...weights }, ['y'], changes);
+        const { y } = await session.run(units[i]!, { x, one, ...(await pass.next()).value }, ['y']);
         for (let step = 0; step < steps; step++) {
           const at = step * spec.hiddenSize;
           modulation.set(y.data.subarray(at, at + spec.hiddenSize), step * size + offset);
@@ -80,8 +70,7 @@ export class StreamedConditioner implements Conditioner {
     } finally {
       await pass.return();
       await stream.close();
-      await embedder.release();
-      await modulator.release();
+      await session?.release();
     }
   }
 
@@ -92,31 +81,27 @@ export class StreamedConditioner implements Conditioner {
   async release(): Promise<void> {}
 }
 
-/** time [N, timestepDim], guidance, pooled, text [T, jointDim] -> activated [N, hidden], context [T, hidden]. */
-function buildEmbedder(
+/**
+ *   embedder    time [N, timestepDim], guidance, pooled, text [T, jointDim] -> activated [N, hidden], context [T, hidden]
+ *   modulation  x [N, hidden], one [] -> y [N, hidden] = x Wᵀ + b + one
+ *
+ * @param module what a modulation's weights belong to
+ */
+function conditionerKinds(
   spec: TransformerSpec,
-  locator: WeightLocator,
-  adapted: ReadonlySet<string>,
-): GraphModel {
-  return buildStreamed('embedder', locator, 'float32', (g, weights) => {
-    const { activated, context } = embed(g, new StreamedLinears(g, weights, adapted), spec);
-    g.output('activated', activated);
-    g.output('context', context);
-  });
-}
-
-/** x [N, hidden], one [] -> y [N, hidden] = x Wᵀ + b + one. */
-function buildModulation(
-  spec: TransformerSpec,
-  locator: WeightLocator,
   module: string,
-  adapted: ReadonlySet<string>,
-): GraphModel {
-  return buildStreamed('modulation', locator, 'float32', (g, weights) => {
-    const x = g.input('x', 'float32', ['N', spec.hiddenSize]);
-    const one = g.input('one', 'float32', []);
-    g.output('y', add(g, new StreamedLinears(g, weights, adapted).apply(x, module), one));
-  });
+): Record<'embedder' | 'modulation', UnitKind> {
+  return {
+    embedder: { compute: 'float32', build: (g, linears) => embed(g, linears, spec) },
+    modulation: {
+      compute: 'float32',
+      build(g, linears) {
+        const x = g.input('x', 'float32', ['N', spec.hiddenSize]);
+        const one = g.input('one', 'float32', []);
+        return { y: add(g, linears.apply(x, module), one) };
+      },
+    },
+  };
 }
 
 /** `hidden` rows of a modulation's linear module. */
@@ -142,26 +127,25 @@ function pieces(spec: TransformerSpec): Piece[] {
   });
 }
 
-/** Weights and biases of the pieces: rows of the modules', wherever those lie. */
-function pieceLocator(locator: WeightLocator, all: readonly Piece[], hidden: number): WeightLocator {
+/** Also knows the weights and biases of the pieces: rows of the modules', wherever those lie. */
+function withPieces(locator: WeightLocator, all: readonly Piece[], hidden: number): WeightLocator {
   const known = new Map(all.map((piece) => [piece.name, piece]));
-  const parse = (name: string): { piece: Piece; leaf: string } => {
+  const parse = (name: string): { piece: Piece; whole: string } | null => {
     const cut = name.lastIndexOf('.');
-    return { piece: known.get(name.slice(0, cut))!, leaf: name.slice(cut) };
+    const piece = known.get(name.slice(0, cut));
+    return piece ? { piece, whole: piece.module + name.slice(cut) } : null;
   };
   return {
-    has: (name) => {
-      const { piece, leaf } = parse(name);
-      return locator.has(piece.module + leaf);
-    },
-    locate: (name): LocatedTensor => {
-      const { piece, leaf } = parse(name);
-      const { file, offset, byteLength, dtype, shape, scale } = locator.locate(piece.module + leaf);
+    has: (name) => locator.has(parse(name)?.whole ?? name),
+    locate(name): LocatedTensor {
+      const found = parse(name);
+      if (!found) return locator.locate(name);
+      const { file, offset, byteLength, dtype, shape, scale } = locator.locate(found.whole);
       const [rows = 0, ...rest] = shape;
       const bytes = (byteLength / rows) * hidden;
       return {
         file,
-        offset: offset + piece.index * bytes,
+        offset: offset + found.piece.index * bytes,
         byteLength: bytes,
         dtype,
         shape: [hidden, ...rest],
