@@ -1,6 +1,7 @@
 import type { OpenedModel, OpenedPart } from '../checkpoint/model-files.ts';
 import type { TransformerSpec } from '../checkpoint/spec.ts';
 import { FluxError } from '../errors.ts';
+import { CHUNK } from '../graph/streamed-weights.ts';
 import { isConditionerModule } from '../transformer/conditioner.ts';
 import type { TransformerPlan } from '../transformer/transformer.ts';
 import type { Tiling } from '../vae/tiling.ts';
@@ -73,7 +74,8 @@ export function planResidency(model: OpenedModel, tokenPathBytes: number, freeBy
   const inMemory = sizes['token path'] + work + LORA_BYTES;
   const resident = inMemory + decoding(smallest) <= budget;
   if (resident) place('token path', 'device', inMemory, 0);
-  else place('token path', 'streamed to the device', 0, 2 * blockBytes(spec) + work + LORA_BYTES);
+  else
+    place('token path', 'streamed to the device', 0, streamedBlock(spec, PIXELS, model.vae.spec.scaleFactor));
 
   const whole = Math.sqrt(PIXELS) / model.vae.spec.scaleFactor;
   const side = [...TILES, whole].findLast((tile) => held + decoding(tile) <= budget) ?? smallest;
@@ -90,7 +92,7 @@ export function planResidency(model: OpenedModel, tokenPathBytes: number, freeBy
   else place('T5', 'streamed to the device', 0, (sizes.T5 / model.t5.spec.layers) * 6);
   const conditioner = fits(sizes.conditioner * 1.1) ? 'resident' : 'streamed';
   if (conditioner === 'resident') place('conditioner', 'device', sizes.conditioner * 1.1, 0);
-  else place('conditioner', 'streamed to the device', 0, spec.hiddenSize ** 2 * 10);
+  else place('conditioner', 'streamed to the device', 0, streamedEmbedder(spec));
   place('CLIP', 'host', 0, 0);
 
   const neededBytes = CONTEXT_BYTES + held + peaks();
@@ -164,6 +166,24 @@ function widestBytes({ weights }: OpenedPart<unknown>): number {
 /** Weights of the largest block in fp8, as they are fed. */
 function blockBytes({ hiddenSize, mlpSize }: TransformerSpec): number {
   return 2 * (4 * hiddenSize ** 2 + 2 * hiddenSize * mlpSize);
+}
+
+/**
+ * A double block as it is streamed: its weights, indices and values of the part that is widened, and the activations
+ * beside which its MLP runs; `peakLiveBytes` finds 5 % less for FLUX.1. An arena grows by doubling, so as much again;
+ * LoRAs are those of one block, of which there are dozens.
+ */
+function streamedBlock(spec: TransformerSpec, pixels: number, scaleFactor: number): number {
+  const tokens = pixels / (2 * scaleFactor) ** 2 + 512;
+  const activations = 2 * tokens * (spec.hiddenSize + 2 * spec.mlpSize);
+  return 2 * (blockBytes(spec) + 7 * CHUNK + activations) + LORA_BYTES / 10;
+}
+
+/** The conditioner's largest unit in bf16, computed in fp32, and as much again for the arena. */
+function streamedEmbedder({ hiddenSize, jointDim, pooledDim, timestepDim }: TransformerSpec): number {
+  const weights = hiddenSize * (3 * hiddenSize + 2 * timestepDim + pooledDim + jointDim);
+  const text = 4 * 512 * (jointDim + 2 * hiddenSize);
+  return 2 * (2 * weights + 10 * CHUNK + text);
 }
 
 /**
