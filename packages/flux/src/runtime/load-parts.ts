@@ -8,6 +8,7 @@ import { Vae } from '../vae/vae.ts';
 import { placeModel, type Placement, type PrepareProgress } from './placement.ts';
 import type { Device } from './provider.ts';
 import { partBytes, planResidency, type ResidencyPlan } from './residency.ts';
+import { Reserve } from './reserve.ts';
 import type { SessionOptions } from './session.ts';
 
 /** The parts of a model where they run. */
@@ -59,11 +60,17 @@ export async function loadOnDevice(
 
   const host = threadsOf(options);
   const session: SessionOptions = { ...host, provider: device.provider };
-  const t5 = { session, ...(plan.t5 === 'streamed' ? { streamed: plan.transformer.compute } : {}) };
+  // On a roomy device sessions may take what they like.
+  const reserve = plan.reserveBytes > 0 ? new Reserve(plan.reserveBytes, session) : null;
+  const brief: SessionOptions = { ...session, ...(reserve ? { reserve } : {}) };
+  const t5 = { session: brief, ...(plan.t5 === 'streamed' ? { streamed: plan.transformer.compute } : {}) };
   const parts = textParts(opened, options, placed);
   const text = await TextEncoder.load({ ...parts, t5: { ...parts.t5, ...t5 } }, host);
   const { spec } = opened.transformer;
-  const transformer = await Transformer.load(spec, placed.transformer, session, new Set(), plan.transformer);
+  const transformer = await Transformer.load(spec, placed.transformer, session, new Set(), {
+    ...plan.transformer,
+    ...(reserve ? { reserve } : {}),
+  });
   const base: VariantBase = {
     text,
     transformer,
@@ -74,7 +81,7 @@ export async function loadOnDevice(
     loadAdapted: () => Promise.resolve(transformer),
     session: host,
   };
-  const vae = await Vae.load(opened.vae.spec, placed.vae, { ...session, ...plan.autoencoder });
+  const vae = await Vae.load(opened.vae.spec, placed.vae, { ...brief, ...plan.autoencoder });
   return { base, vae, residency: plan };
 }
 

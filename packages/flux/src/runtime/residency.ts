@@ -22,6 +22,8 @@ export interface ResidencyPlan {
   t5: 'resident' | 'streamed';
   autoencoder: { transient: boolean; tiling: Tiling };
   rows: readonly ResidencyRow[];
+  /** Kept from the token path's session for what is opened for a moment; see Reserve. 0 where room is not scarce. */
+  reserveBytes: number;
   /** What the plan needs and what there is. */
   neededBytes: number;
   freeBytes: number;
@@ -30,8 +32,11 @@ export interface ResidencyPlan {
 /** The largest picture that every plan has room for. */
 const PIXELS = 1024 * 1024;
 
-/** Sides of the autoencoder's tiles in latents, where it cannot have the whole of such a picture; see vae/tiling.ts. */
-const TILES = [32, 48, 64, 96];
+/**
+ * Sides of the autoencoder's tiles in latents, where it cannot have a whole picture at once: those that cut a picture of
+ * 128 latents into 16, 9 or 4 tiles with little overlap.
+ */
+const TILES = [34, 44, 65];
 
 const MIB = 2 ** 20;
 /** Of the driver, cuBLAS and cuDNN; measured on an H100 with CUDA 13. */
@@ -69,7 +74,9 @@ export function planResidency(model: OpenedModel, tokenPathBytes: number, freeBy
     held += heldBytes;
   };
 
-  const decoding = (side: number): number => sizes.autoencoder + autoencoderWork(model, side);
+  const whole = Math.sqrt(PIXELS) / model.vae.spec.scaleFactor;
+  const decoding = (side: number): number =>
+    side < whole ? tiledWork(model, side) : sizes.autoencoder + wholeWork(model, side);
   const [smallest] = TILES as [number];
   const inMemory = sizes['token path'] + work + LORA_BYTES;
   const resident = inMemory + decoding(smallest) <= budget;
@@ -77,19 +84,18 @@ export function planResidency(model: OpenedModel, tokenPathBytes: number, freeBy
   else
     place('token path', 'streamed to the device', 0, streamedBlock(spec, PIXELS, model.vae.spec.scaleFactor));
 
-  const whole = Math.sqrt(PIXELS) / model.vae.spec.scaleFactor;
   const side = [...TILES, whole].findLast((tile) => held + decoding(tile) <= budget) ?? smallest;
   // Opened for each picture as long as room is scarce.
   const transient = side < whole;
   if (transient) place('autoencoder', 'for each picture', 0, decoding(side));
-  else place('autoencoder', 'device', sizes.autoencoder, autoencoderWork(model, side));
+  else place('autoencoder', 'device', sizes.autoencoder, wholeWork(model, side));
 
   const peaks = (): number => Math.max(...rows.map(({ peakBytes }) => peakBytes));
   const fits = (bytes: number): boolean => resident && held + bytes + peaks() <= budget;
   // Streaming T5 costs about a second per prompt, the conditioner half a second per job.
   const t5 = fits(sizes.T5 * 1.1) ? 'resident' : 'streamed';
   if (t5 === 'resident') place('T5', 'device', sizes.T5 * 1.1, 0);
-  else place('T5', 'streamed to the device', 0, (sizes.T5 / model.t5.spec.layers) * 6);
+  else place('T5', 'streamed to the device', 0, (sizes.T5 / model.t5.spec.layers) * 1.3);
   const conditioner = fits(sizes.conditioner * 1.1) ? 'resident' : 'streamed';
   if (conditioner === 'resident') place('conditioner', 'device', sizes.conditioner * 1.1, 0);
   else place('conditioner', 'streamed to the device', 0, streamedEmbedder(spec));
@@ -108,9 +114,11 @@ export function planResidency(model: OpenedModel, tokenPathBytes: number, freeBy
     t5,
     autoencoder: {
       transient,
-      tiling: { above: side, tile: side },
+      tiling: { above: transient ? smallest : side, tile: side },
     },
     rows,
+    // In the largest power of two that the plan leaves.
+    reserveBytes: resident && transient ? 2 ** Math.floor(Math.log2(freeBytes - CONTEXT_BYTES - held)) : 0,
     neededBytes,
     freeBytes,
   };
@@ -199,8 +207,19 @@ function tokenPathWork(
   return 2 * (tokens * (14 * hiddenSize + 4 * mlpSize) + 2 * hiddenSize * (hiddenSize + mlpSize));
 }
 
-/** Activations of the autoencoder on a square of `side` latents, fp32: some values of its widest level at full size. */
-function autoencoderWork(model: OpenedModel, side: number): number {
-  const { blockOutChannels, scaleFactor } = model.vae.spec;
-  return 4 * 5 * blockOutChannels[1]! * (side * scaleFactor) ** 2;
+/** Of the autoencoder on a square of `side` latents in one piece; 8.2 GiB were measured for 1024 pixels. */
+function wholeWork({ vae }: OpenedModel, side: number): number {
+  const { blockOutChannels, scaleFactor } = vae.spec;
+  return 4 * 8 * blockOutChannels[1]! * (side * scaleFactor) ** 2;
+}
+
+/**
+ * Of the autoencoder in tiles of `side` latents: the live values of its widest stage, or of the one with the attention,
+ * and as much again for what an arena rounds up and cuDNN asks for.
+ */
+function tiledWork({ vae }: OpenedModel, side: number): number {
+  const { blockOutChannels, scaleFactor } = vae.spec;
+  const live = Math.max(2 * blockOutChannels[1]!, 3 * blockOutChannels[0]!) * (side * scaleFactor) ** 2;
+  const attention = 14_336 * (PIXELS / scaleFactor ** 2);
+  return 2 * Math.max(4 * live, attention) + 100 * MIB;
 }

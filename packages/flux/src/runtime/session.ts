@@ -27,6 +27,8 @@ export interface SessionOptions {
    * many sessions run one after another the threads of all of them take the cores from the one that works.
    */
   spinning?: boolean;
+  /** Memory that is kept from others, and is freed for a session when it is made. */
+  reserve?: { free: () => Promise<void> };
 }
 
 /** A float32 or float16 result of a graph. */
@@ -47,6 +49,7 @@ export class GraphSession {
 
   static async create(name: string, graph: GraphModel, options: SessionOptions = {}): Promise<GraphSession> {
     const { provider = 'cpu', threads, optimization = 'disabled', spinning = true } = options;
+    await options.reserve?.free();
     try {
       const session = await InferenceSession.create(graph.bytes, {
         executionProviders: [provider],

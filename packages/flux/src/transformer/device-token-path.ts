@@ -1,6 +1,7 @@
 import type { TransformerSpec } from '../checkpoint/spec.ts';
 import { type LoraGroup, loraFeeds, type WeightedDeltas } from '../graph/device-lora.ts';
 import { type ComputeType, readVector, type WeightLocator } from '../graph/weights.ts';
+import type { Reserve } from '../runtime/reserve.ts';
 import { type Feed, GraphSession, type SessionOptions } from '../runtime/session.ts';
 import { buildDeviceTokenPath, loraGroups, type LoraSet } from './device-graph.ts';
 import type { TokenPath, TokenPathFeeds } from './parts.ts';
@@ -17,6 +18,7 @@ export class DeviceTokenPath implements TokenPath {
   readonly #groups: Record<LoraSet, readonly LoraGroup[]>;
   readonly #compute: ComputeType;
   readonly #biases: ReadonlyMap<string, Float32Array>;
+  readonly #reserve: Reserve | null;
   readonly #without: Record<LoraSet, Record<string, Feed>>;
   /** Inputs for the LoRAs of the latest job, which the next one often shares. */
   #adapted: { parts: readonly WeightedDeltas[]; feeds: Record<string, Feed> } | null = null;
@@ -29,21 +31,25 @@ export class DeviceTokenPath implements TokenPath {
     groups: Record<LoraSet, readonly LoraGroup[]>,
     compute: ComputeType,
     biases: ReadonlyMap<string, Float32Array>,
+    reserve: Reserve | null,
   ) {
     this.#session = session;
     this.#groups = groups;
     this.#compute = compute;
     this.#biases = biases;
+    this.#reserve = reserve;
     const empty = (set: LoraSet): Record<string, Feed> =>
       loraFeeds(set, groups[set], null, () => null, compute);
     this.#without = { all: empty('all'), attention: empty('attention') };
   }
 
+  /** @param reserve is held while steps run */
   static async load(
     spec: TransformerSpec,
     locator: WeightLocator,
     compute: ComputeType,
     options: SessionOptions,
+    reserve: Reserve | null = null,
   ): Promise<DeviceTokenPath> {
     const graph = buildDeviceTokenPath(spec, locator, compute);
     const session = await GraphSession.create('token-path', graph, options);
@@ -54,7 +60,7 @@ export class DeviceTokenPath implements TokenPath {
     const biases = new Map<string, Float32Array>();
     for (const path of groups.all.flatMap(({ paths }) => paths))
       if (locator.has(`${path}.bias`)) biases.set(path, readVector(locator.locate(`${path}.bias`)));
-    return new DeviceTokenPath(session, groups, compute, biases);
+    return new DeviceTokenPath(session, groups, compute, biases, reserve);
   }
 
   stepsPerRun(tokens: number, parts: readonly WeightedDeltas[]): number {
@@ -68,6 +74,7 @@ export class DeviceTokenPath implements TokenPath {
     { parts }: { parts: readonly WeightedDeltas[] },
   ): Promise<Float32Array> {
     const adapted = parts.length > 0;
+    await this.#reserve?.hold();
     const started = performance.now();
     const { denoised } = await this.#session.run(
       {

@@ -5,7 +5,7 @@ import type { WeightedDeltas } from '../graph/device-lora.ts';
 import { type Deltas, NO_DELTAS } from '../lora/compose.ts';
 import { AdaptedSession } from '../runtime/adapted-session.ts';
 import type { SessionOptions } from '../runtime/session.ts';
-import { buildConditioner } from './conditioner.ts';
+import { buildConditioner, isConditionerModule } from './conditioner.ts';
 import { buildTokenPath } from './token-path.ts';
 
 /** fp32 values [rows, columns], or a vector. */
@@ -143,6 +143,32 @@ export async function residentConditioner(
     release: () => part.session.release(),
   });
   return wrap(await ResidentPart.load('conditioner', build, locator, options, adapted));
+}
+
+/** A conditioner that takes LoRAs for `adapted` modules alone, with another one for jobs whose LoRAs change others. */
+export function withFallback(
+  first: Conditioner,
+  adapted: ReadonlySet<string>,
+  fallback: Conditioner,
+): Conditioner {
+  return {
+    condition: (feeds, deltas) => {
+      const isKnown = [...deltas.keys()].every(
+        (module) => adapted.has(module) || !isConditionerModule(module),
+      );
+      return (isKnown ? first : fallback).condition(feeds, deltas);
+    },
+    withWeights: async (locator, changed) =>
+      withFallback(
+        await first.withWeights(locator, changed),
+        adapted,
+        await fallback.withWeights(locator, changed),
+      ),
+    release: async () => {
+      await first.release();
+      await fallback.release();
+    },
+  };
 }
 
 /** @param adapted modules for which each call will be given a LoRA */

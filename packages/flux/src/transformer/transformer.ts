@@ -1,5 +1,6 @@
 import type { TransformerSpec } from '../checkpoint/spec.ts';
 import type { ComputeType, WeightLocator } from '../graph/weights.ts';
+import type { Reserve } from '../runtime/reserve.ts';
 import type { SessionOptions } from '../runtime/session.ts';
 import { DeviceTokenPath } from './device-token-path.ts';
 import { modulationLayout } from './modulation.ts';
@@ -10,6 +11,7 @@ import {
   residentConditioner,
   residentTokenPath,
   type TokenPath,
+  withFallback,
 } from './parts.ts';
 import { ropeTable } from './rope.ts';
 import { StreamedConditioner } from './streamed-conditioner.ts';
@@ -50,6 +52,8 @@ export interface TransformerPlan {
   tokenPath: 'resident' | 'streamed' | 'device';
   /** What a token path that is not 'resident' computes in. */
   compute: ComputeType;
+  /** Held while the steps of a 'device' token path run; what is streamed frees it. */
+  reserve?: Reserve;
 }
 
 const ON_HOST: TransformerPlan = { conditioner: 'resident', tokenPath: 'resident', compute: 'float32' };
@@ -76,10 +80,12 @@ export class Transformer {
     adapted: ReadonlySet<string> = new Set(),
     plan: TransformerPlan = ON_HOST,
   ): Promise<Transformer> {
+    const { reserve } = plan;
+    const streamed = new StreamedConditioner(spec, locator, { ...options, ...(reserve ? { reserve } : {}) });
     const conditioner =
       plan.conditioner === 'streamed'
-        ? new StreamedConditioner(spec, locator, options)
-        : await residentConditioner(spec, locator, options, adapted);
+        ? streamed
+        : withFallback(await residentConditioner(spec, locator, options, adapted), adapted, streamed);
     return new Transformer(spec, conditioner, await loadTokenPath(spec, locator, options, adapted, plan));
   }
 
@@ -181,13 +187,13 @@ async function loadTokenPath(
   locator: WeightLocator,
   options: SessionOptions,
   adapted: ReadonlySet<string>,
-  { tokenPath, compute }: TransformerPlan,
+  { tokenPath, compute, reserve }: TransformerPlan,
 ): Promise<TokenPath> {
   switch (tokenPath) {
     case 'resident':
       return residentTokenPath(spec, locator, options, adapted);
     case 'device':
-      return DeviceTokenPath.load(spec, locator, compute, options);
+      return DeviceTokenPath.load(spec, locator, compute, options, reserve);
     case 'streamed':
       return new StreamedTokenPath(spec, locator, compute, options);
     default:
