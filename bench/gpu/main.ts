@@ -36,11 +36,14 @@ const measurements: Measurement[] = [];
 
 const blocks = values.blocks === undefined ? undefined : (numbers(values.blocks) as [number, number]);
 const files = await modelFiles();
+const free = values['free-gib'];
+const ballast = free === undefined ? null : await holdMemory(Number(free), values.python);
 const memory = await DeviceMemory.watch();
 const parts = values.parts.split(',');
 if (parts.includes('ours')) await ours();
 if (parts.includes('peer')) await peer();
 memory.stop();
+ballast?.stop();
 console.log(`\n${table(measurements)}`);
 
 function report(measurement: Measurement): void {
@@ -50,8 +53,6 @@ function report(measurement: Measurement): void {
 }
 
 async function ours(): Promise<void> {
-  const free = values['free-gib'];
-  const ballast = free === undefined ? null : await holdMemory(Number(free), values.python);
   await measureOurs({
     files,
     folder: values.model,
@@ -63,7 +64,6 @@ async function ours(): Promise<void> {
     ...(blocks ? { adapted: (module: string) => /blocks\.0\./.test(module) } : {}),
     ...(free === undefined ? {} : { note: `, ${free} GiB free` }),
   });
-  ballast?.stop();
 }
 
 async function peer(): Promise<void> {

@@ -5,20 +5,16 @@ import { parseArgs } from 'node:util';
 import sharp from 'sharp';
 import type { ModelFiles } from '../../packages/flux/src/checkpoint/model-files.ts';
 import type { Style } from '../../packages/flux/src/lora/types.ts';
+import type { Variant } from '../../packages/flux/src/lora/variants.ts';
 import { FluxModel } from '../../packages/flux/src/model.ts';
 import { type EngineRequest, generate } from '../../packages/flux/src/pipeline.ts';
 import { chooseDevice } from '../../packages/flux/src/runtime/provider.ts';
 import { formatPlan } from '../../packages/flux/src/runtime/residency.ts';
 import type { Provider } from '../../packages/flux/src/runtime/session.ts';
-import {
-  FIXTURES,
-  type Golden,
-  goldens,
-  maxAbsError,
-  rms,
-  tinyModel,
-  TINY_MODELS,
-} from '../golden/support.ts';
+import { StreamedT5 } from '../../packages/flux/src/text/streamed-t5.ts';
+import { NO_ADAPTATION } from '../../packages/flux/src/transformer/parts.ts';
+import { Transformer } from '../../packages/flux/src/transformer/transformer.ts';
+import { FIXTURES, goldens, maxAbsError, openTiny, rms, tinyModel, TINY_MODELS } from '../golden/support.ts';
 
 /*
  * npm run test:gpu: the golden tests on a device, whose fp16 arithmetic differs from the reference's fp32. Each stage of
@@ -28,8 +24,7 @@ import {
 
 /** Largest and mean difference, over the rms of what is expected. */
 const BOUNDS = { max: 3e-2, mean: 5e-3 };
-/** Room for the smallest plan of a tiny model: its weights are streamed then. */
-const STREAMED_BYTES = 1.06 * 2 ** 30;
+type Goldens = Awaited<ReturnType<typeof goldens>>;
 
 interface TransformerCase {
   sigma: number;
@@ -53,8 +48,10 @@ const cacheDir = await mkdtemp(join(tmpdir(), 'atelier-gpu-'));
 let failures = 0;
 
 try {
-  for (const name of TINY_MODELS)
-    for (const deviceBytes of [Infinity, STREAMED_BYTES]) await stages(name, deviceBytes);
+  for (const name of TINY_MODELS) {
+    await stages(name);
+    await streamed(name);
+  }
   await pictures();
 } finally {
   await rm(cacheDir, { recursive: true, force: true });
@@ -74,20 +71,15 @@ function compare(stage: string, found: Float32Array, expected: Float32Array): vo
   );
 }
 
-async function load(
-  name: string,
-  files: ModelFiles,
-  maxSequenceLength: number,
-  deviceBytes: number,
-): Promise<FluxModel> {
-  const model = await FluxModel.load({ name, files, cacheDir, maxSequenceLength, device, deviceBytes });
+async function load(name: string, files: ModelFiles, maxSequenceLength: number): Promise<FluxModel> {
+  const model = await FluxModel.load({ name, files, cacheDir, maxSequenceLength, device });
   console.log(`\n${name}${model.residency ? `\n${formatPlan(model.residency)}` : ''}`);
   return model;
 }
 
-async function stages(name: string, deviceBytes: number): Promise<void> {
+async function stages(name: string): Promise<void> {
   const { files, maxSequenceLength } = await tinyModel(name);
-  const model = await load(name, files, maxSequenceLength, deviceBytes);
+  const model = await load(name, files, maxSequenceLength);
   const golden = await goldens(name);
   const { text } = await model.variant([]);
   const tokens = golden.json['tokens'] as { prompt: string }[];
@@ -121,13 +113,46 @@ async function stages(name: string, deviceBytes: number): Promise<void> {
   await model.release();
 }
 
+/** T5 and both halves of the transformer with their weights as inputs. */
+async function streamed(name: string): Promise<void> {
+  const { opened, locator } = await openTiny(name);
+  const golden = await goldens(name);
+  const session = { provider: device.provider };
+  console.log(`\n${name}, streamed`);
+  const t5 = new StreamedT5(opened.t5.spec, locator('t5'), 'float16', session);
+  const tokens = golden.json['tokens'] as { t5: number[] }[];
+  for (const index of golden.json['encoded'] as number[])
+    compare(
+      `T5, prompt ${index}`,
+      await t5.hidden(tokens[index]!.t5),
+      (await golden.get(`t5/${index}/last_hidden_state`)).data,
+    );
+  const plan = { conditioner: 'streamed', tokenPath: 'streamed', compute: 'float16' } as const;
+  const { spec } = opened.transformer;
+  const transformer = await Transformer.load(spec, locator('transformer'), session, new Set(), plan);
+  for (const index of [0, 1])
+    compare(
+      `transformer, case ${index}`,
+      await velocityOf({ transformer, adaptation: NO_ADAPTATION }, golden, index),
+      (await golden.get(`transformer/${index}/output`)).data,
+    );
+  await transformer.release();
+}
+
 async function velocity(
   model: FluxModel,
   styles: readonly Style[],
-  golden: { get(name: string): Promise<Golden>; json: Record<string, unknown> },
+  golden: Goldens,
   index: number,
 ): Promise<Float32Array> {
-  const { transformer, adaptation } = await model.variant(styles);
+  return velocityOf(await model.variant(styles), golden, index);
+}
+
+async function velocityOf(
+  { transformer, adaptation }: Omit<Variant, 'text'>,
+  golden: Goldens,
+  index: number,
+): Promise<Float32Array> {
   const { sigma, guidance, rows, columns } = (golden.json['transformer'] as TransformerCase[])[index]!;
   const get = async (key: string) => (await golden.get(`transformer/${index}/${key}`)).data;
   const conditioning = await transformer.condition(
@@ -144,7 +169,7 @@ async function velocity(
 }
 
 /** Every LoRA of the goldens that changes the transformer, one or several at a time. */
-async function styled(model: FluxModel, base: Awaited<ReturnType<typeof goldens>>): Promise<void> {
+async function styled(model: FluxModel, base: Goldens): Promise<void> {
   const golden = await goldens('lora');
   for (const { name, files, tensors } of (golden.json['cases'] as LoraCase[]).filter((of) => !of.base)) {
     const key = Object.keys(tensors).find((tensor) => !tensor.includes('/pooled'));
@@ -172,7 +197,7 @@ async function pictures(): Promise<void> {
     tokenizer2: join(folder, 'tokenizer_2'),
     scheduler: join(folder, 'scheduler'),
   };
-  const model = await load('mini', files, index.max_sequence_length, Infinity);
+  const model = await load('mini', files, index.max_sequence_length);
   type PictureCase = EngineRequest & { file: string };
   const cases = JSON.parse(await readFile(join(FIXTURES, 'mini/cases.json'), 'utf8')) as PictureCase[];
   for (const { file, ...request } of cases) {
