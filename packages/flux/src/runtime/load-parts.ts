@@ -61,7 +61,8 @@ export async function loadOnDevice(
   const host = threadsOf(options);
   const session: SessionOptions = { ...host, provider: device.provider };
   // On a roomy device sessions may take what they like.
-  const reserve = plan.reserveBytes > 0 ? new Reserve(plan.reserveBytes, session) : null;
+  const reserve = plan.scarce ? new Reserve(plan.scarce.reserveBytes, session) : null;
+  const room = plan.scarce && reserve ? { bytes: plan.scarce.stepBytes, reserve } : null;
   const brief: SessionOptions = { ...session, ...(reserve ? { reserve } : {}) };
   const t5 = { session: brief, ...(plan.t5 === 'streamed' ? { streamed: plan.transformer.compute } : {}) };
   const parts = textParts(opened, options, placed);
@@ -69,7 +70,7 @@ export async function loadOnDevice(
   const { spec } = opened.transformer;
   const transformer = await Transformer.load(spec, placed.transformer, session, new Set(), {
     ...plan.transformer,
-    ...(reserve ? { reserve } : {}),
+    ...(room ? { room } : {}),
   });
   const base: VariantBase = {
     text,

@@ -22,8 +22,8 @@ export interface ResidencyPlan {
   t5: 'resident' | 'streamed';
   autoencoder: { transient: boolean; tiling: Tiling };
   rows: readonly ResidencyRow[];
-  /** Kept from the token path's session for what is opened for a moment; see Reserve. 0 where room is not scarce. */
-  reserveBytes: number;
+  /** Where room is scarce: what steps may take, and what is kept from them for what is opened for a moment. */
+  scarce: { stepBytes: number; reserveBytes: number } | null;
   /** What the plan needs and what there is. */
   neededBytes: number;
   freeBytes: number;
@@ -117,8 +117,10 @@ export function planResidency(model: OpenedModel, tokenPathBytes: number, freeBy
       tiling: { above: transient ? smallest : side, tile: side },
     },
     rows,
-    // In the largest power of two that the plan leaves.
-    reserveBytes: resident && transient ? 2 ** Math.floor(Math.log2(freeBytes - CONTEXT_BYTES - held)) : 0,
+    scarce:
+      resident && transient
+        ? { stepBytes: work + LORA_BYTES, reserveBytes: 2 ** Math.floor(Math.log2(budget - held)) }
+        : null,
     neededBytes,
     freeBytes,
   };
@@ -194,17 +196,14 @@ function streamedEmbedder({ hiddenSize, jointDim, pooledDim, timestepDim }: Tran
   return 2 * (2 * weights + 10 * CHUNK + text);
 }
 
-/**
- * Activations of a step in fp16 and the largest weight twice, widened. The factors are those of the widest point of a
- * block, found by comparing with what an H100 showed at 512, 768 and 1024 pixels.
- */
+/** Values of a step in fp16 at the widest point of a block, 475 MiB at 1024 pixels with LoRAs, and what an arena cuts away. */
 function tokenPathWork(
   { hiddenSize, mlpSize }: TransformerSpec,
   pixels: number,
   scaleFactor: number,
 ): number {
   const tokens = pixels / (2 * scaleFactor) ** 2 + 512;
-  return 2 * (tokens * (14 * hiddenSize + 4 * mlpSize) + 2 * hiddenSize * (hiddenSize + mlpSize));
+  return 2 * tokens * (16 * hiddenSize + 4 * mlpSize);
 }
 
 /** Of the autoencoder on a square of `side` latents in one piece; 8.2 GiB were measured for 1024 pixels. */
@@ -215,11 +214,11 @@ function wholeWork({ vae }: OpenedModel, side: number): number {
 
 /**
  * Of the autoencoder in tiles of `side` latents: the live values of its widest stage, or of the one with the attention,
- * and as much again for what an arena rounds up and cuDNN asks for.
+ * and twice as much again for what an arena rounds up and cuDNN asks for.
  */
 function tiledWork({ vae }: OpenedModel, side: number): number {
   const { blockOutChannels, scaleFactor } = vae.spec;
   const live = Math.max(2 * blockOutChannels[1]!, 3 * blockOutChannels[0]!) * (side * scaleFactor) ** 2;
   const attention = 14_336 * (PIXELS / scaleFactor ** 2);
-  return 2 * Math.max(4 * live, attention) + 100 * MIB;
+  return 3 * Math.max(4 * live, attention) + 100 * MIB;
 }

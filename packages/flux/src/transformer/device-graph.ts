@@ -29,7 +29,8 @@ type MakeLinears = (g: GraphBuilder, weights: GraphWeights) => Linears;
  * The token path for a device: any number of denoising steps in one run, with or without LoRAs.
  *
  *   latents [S, inChannels], context [T, hidden], modulation [K, M], cos and sin [T + S, headDim / 2], deltas [K],
- *   adapted and wide bool [], and those of DeviceLora for each LoraSet
+ *   adapted and wide bool [], those of DeviceLora for each LoraSet, and room int64 [1], a number of floats that are
+ *   made for the sake of their memory
  *     -> latents [S, inChannels] after K Euler steps x += delta v
  *
  * What is an input crosses the bus in every run, and LoRAs of FLUX.1 are hundreds of MB: K steps share that. The
@@ -68,6 +69,9 @@ export function buildDeviceTokenPath(
     else_branch: branch(g.body('plain'), shared, (inner, weights) => new DevicePlainLinears(inner, weights)),
   });
   g.output('denoised', denoised);
+  const room = g.input('room', 'int64', [1]);
+  const values = g.op('ConstantOfShape', [room], { type: 'float32', shape: ['room'] });
+  g.output('room.size', g.op('Shape', [values], { type: 'int64', shape: [1] }));
   return g.build();
 }
 

@@ -4,7 +4,16 @@ import { type ComputeType, readVector, type WeightLocator } from '../graph/weigh
 import type { Reserve } from '../runtime/reserve.ts';
 import { type Feed, GraphSession, type SessionOptions } from '../runtime/session.ts';
 import { buildDeviceTokenPath, loraGroups, type LoraSet } from './device-graph.ts';
-import type { TokenPath, TokenPathFeeds } from './parts.ts';
+import { modulationLayout } from './modulation.ts';
+import type { Rows, TokenPath, TokenPathFeeds } from './parts.ts';
+
+/** Memory of a device where it is scarce. */
+export interface StepRoom {
+  /** What steps and their inputs may take. */
+  bytes: number;
+  /** Held while they run. */
+  reserve: Reserve;
+}
 
 /** A run with LoRAs takes about so long at most; a job is told of its progress, and can be canceled, between runs. */
 const RUN_MS = 800;
@@ -43,13 +52,15 @@ export class DeviceTokenPath implements TokenPath {
     this.#without = { all: empty('all'), attention: empty('attention') };
   }
 
-  /** @param reserve is held while steps run */
+  /**
+   * @param room on a device where it is scarce: what steps may take, and what is kept from them while they run
+   */
   static async load(
     spec: TransformerSpec,
     locator: WeightLocator,
     compute: ComputeType,
     options: SessionOptions,
-    reserve: Reserve | null = null,
+    room: StepRoom | null = null,
   ): Promise<DeviceTokenPath> {
     const graph = buildDeviceTokenPath(spec, locator, compute);
     const session = await GraphSession.create('token-path', graph, options);
@@ -60,7 +71,27 @@ export class DeviceTokenPath implements TokenPath {
     const biases = new Map<string, Float32Array>();
     for (const path of groups.all.flatMap(({ paths }) => paths))
       if (locator.has(`${path}.bias`)) biases.set(path, readVector(locator.locate(`${path}.bias`)));
-    return new DeviceTokenPath(session, groups, compute, biases, reserve);
+    const path = new DeviceTokenPath(session, groups, compute, biases, room?.reserve ?? null);
+    if (room) await path.#claim(spec, room.bytes);
+    return path;
+  }
+
+  /**
+   * Has the session's arena take its memory in one piece, by a run of no steps that asks for so much. An arena that
+   * grows as it is asked doubles what it takes each time, and its first pieces are too small for what comes later.
+   */
+  async #claim(spec: TransformerSpec, bytes: number): Promise<void> {
+    const row = (width: number): Rows => ({ data: new Float32Array(width), dims: [1, width] });
+    const none = { data: new Float32Array(0), dims: [0, modulationLayout(spec).size] };
+    const angles = { data: new Float32Array(spec.headDim), dims: [2, spec.headDim / 2] };
+    const feeds = {
+      latents: row(spec.inChannels),
+      context: row(spec.hiddenSize),
+      modulation: none,
+      cos: angles,
+      sin: angles,
+    };
+    await this.#run(feeds, new Float32Array(0), [], Math.ceil(bytes / Float32Array.BYTES_PER_ELEMENT));
   }
 
   stepsPerRun(tokens: number, parts: readonly WeightedDeltas[]): number {
@@ -73,9 +104,21 @@ export class DeviceTokenPath implements TokenPath {
     lengths: Float32Array,
     { parts }: { parts: readonly WeightedDeltas[] },
   ): Promise<Float32Array> {
-    const adapted = parts.length > 0;
     await this.#reserve?.hold();
     const started = performance.now();
+    const denoised = await this.#run(feeds, lengths, parts, 0);
+    this.#stepMs = (performance.now() - started) / lengths.length;
+    this.#tokens = feeds.latents.dims[0]!;
+    return denoised;
+  }
+
+  async #run(
+    feeds: TokenPathFeeds,
+    lengths: Float32Array,
+    parts: readonly WeightedDeltas[],
+    room: number,
+  ): Promise<Float32Array> {
+    const adapted = parts.length > 0;
     const { denoised } = await this.#session.run(
       {
         ...feeds,
@@ -85,11 +128,10 @@ export class DeviceTokenPath implements TokenPath {
         deltas: { data: lengths, dims: [lengths.length] },
         adapted: flag(adapted),
         wide: flag(adapted && this.#set(parts) === 'all'),
+        room: { data: BigInt64Array.of(BigInt(room)), dims: [1] },
       },
-      ['denoised'],
+      ['denoised', 'room.size'],
     );
-    this.#stepMs = (performance.now() - started) / lengths.length;
-    this.#tokens = feeds.latents.dims[0]!;
     return denoised.data;
   }
 

@@ -1,8 +1,7 @@
 import type { TransformerSpec } from '../checkpoint/spec.ts';
 import type { ComputeType, WeightLocator } from '../graph/weights.ts';
-import type { Reserve } from '../runtime/reserve.ts';
 import type { SessionOptions } from '../runtime/session.ts';
-import { DeviceTokenPath } from './device-token-path.ts';
+import { DeviceTokenPath, type StepRoom } from './device-token-path.ts';
 import { modulationLayout } from './modulation.ts';
 import {
   type Adaptation,
@@ -52,8 +51,8 @@ export interface TransformerPlan {
   tokenPath: 'resident' | 'streamed' | 'device';
   /** What a token path that is not 'resident' computes in. */
   compute: ComputeType;
-  /** Held while the steps of a 'device' token path run; what is streamed frees it. */
-  reserve?: Reserve;
+  /** For a 'device' token path where memory is scarce; what is streamed frees the reserve. */
+  room?: StepRoom;
 }
 
 const ON_HOST: TransformerPlan = { conditioner: 'resident', tokenPath: 'resident', compute: 'float32' };
@@ -80,8 +79,9 @@ export class Transformer {
     adapted: ReadonlySet<string> = new Set(),
     plan: TransformerPlan = ON_HOST,
   ): Promise<Transformer> {
-    const { reserve } = plan;
-    const streamed = new StreamedConditioner(spec, locator, { ...options, ...(reserve ? { reserve } : {}) });
+    const { room } = plan;
+    const brief = { ...options, ...(room ? { reserve: room.reserve } : {}) };
+    const streamed = new StreamedConditioner(spec, locator, brief);
     const conditioner =
       plan.conditioner === 'streamed'
         ? streamed
@@ -187,13 +187,13 @@ async function loadTokenPath(
   locator: WeightLocator,
   options: SessionOptions,
   adapted: ReadonlySet<string>,
-  { tokenPath, compute, reserve }: TransformerPlan,
+  { tokenPath, compute, room }: TransformerPlan,
 ): Promise<TokenPath> {
   switch (tokenPath) {
     case 'resident':
       return residentTokenPath(spec, locator, options, adapted);
     case 'device':
-      return DeviceTokenPath.load(spec, locator, compute, options, reserve);
+      return DeviceTokenPath.load(spec, locator, compute, options, room);
     case 'streamed':
       return new StreamedTokenPath(spec, locator, compute, options);
     default:
