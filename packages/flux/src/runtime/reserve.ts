@@ -1,5 +1,5 @@
 import { GraphBuilder } from '../graph/builder.ts';
-import { GraphSession, type SessionOptions } from './session.ts';
+import { type Feed, GraphSession, type SessionOptions } from './session.ts';
 
 /**
  * Memory of a device that is kept from sessions that stay. Each session has an arena that doubles what it takes and
@@ -12,7 +12,7 @@ export class Reserve {
   readonly #options: SessionOptions;
   #session: Promise<GraphSession> | null = null;
 
-  /** @param bytes a power of two, which is what an arena takes without rounding */
+  /** @param bytes a whole number of MiB; taken in powers of two, which an arena does not round up */
   constructor(bytes: number, options: SessionOptions) {
     this.#bytes = bytes;
     this.#options = options;
@@ -32,15 +32,31 @@ export class Reserve {
     await (await held)?.release();
   }
 
-  /** A session keeps what a run has needed. */
+  /** A session keeps what a run has needed, also after its values are gone. */
   async #take(): Promise<GraphSession> {
     const g = new GraphBuilder('reserve');
-    const count = this.#bytes / Float32Array.BYTES_PER_ELEMENT;
-    const size = g.input('size', 'int64', [1]);
-    const values = g.op('ConstantOfShape', [size], { type: 'float32', shape: [count] });
-    g.output('size.again', g.op('Shape', [values], { type: 'int64', shape: [1] }));
-    const session = await GraphSession.create('reserve', g.build(), this.#options);
-    await session.run({ size: { data: BigInt64Array.of(BigInt(count)), dims: [1] } }, ['size.again']);
+    const feeds: Record<string, Feed> = {};
+    // The last result is computed first: so the smallest is taken first, and none finds room in what is there already.
+    for (const bytes of powersOfTwo(this.#bytes)) {
+      const count = bytes / Float32Array.BYTES_PER_ELEMENT;
+      const size = g.input(`size.${bytes}`, 'int64', [1]);
+      feeds[size.name] = { data: BigInt64Array.of(BigInt(count)), dims: [1] };
+      const values = g.op('ConstantOfShape', [size], { type: 'float32', shape: [count] });
+      g.output(`taken.${bytes}`, g.op('Shape', [values], { type: 'int64', shape: [1] }));
+    }
+    const graph = g.build();
+    const session = await GraphSession.create('reserve', graph, this.#options);
+    await session.run(
+      feeds,
+      graph.outputs.map(({ name }) => name),
+    );
     return session;
   }
+}
+
+/** The powers of two that a number of bytes is the sum of, the largest first. */
+function powersOfTwo(bytes: number): number[] {
+  const powers: number[] = [];
+  for (let rest = bytes; rest >= 1; rest -= powers.at(-1)!) powers.push(2 ** Math.floor(Math.log2(rest)));
+  return powers;
 }

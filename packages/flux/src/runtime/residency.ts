@@ -39,6 +39,8 @@ const PIXELS = 1024 * 1024;
 const TILES = [34, 44, 65];
 
 const MIB = 2 ** 20;
+/** Reserves are multiples of this; see Reserve. */
+const RESERVE_STEP = 256 * MIB;
 /** Of the driver, cuBLAS and cuDNN; measured on an H100 with CUDA 13. */
 export const CONTEXT_BYTES = 600 * MIB;
 /** LoRAs of rank 16 on every linear of FLUX.1 are 131 MB in fp16; this is three. */
@@ -78,7 +80,9 @@ export function planResidency(model: OpenedModel, tokenPathBytes: number, freeBy
   const decoding = (side: number): number =>
     side < whole ? tiledWork(model, side) : sizes.autoencoder + wholeWork(model, side);
   const [smallest] = TILES as [number];
-  const inMemory = sizes['token path'] + work + LORA_BYTES;
+  // What an arena takes without rounding it up to the next power of two.
+  const stepBytes = 2 ** Math.round(Math.log2(work + LORA_BYTES));
+  const inMemory = sizes['token path'] + stepBytes;
   const resident = inMemory + decoding(smallest) <= budget;
   if (resident) place('token path', 'device', inMemory, 0);
   else
@@ -119,7 +123,7 @@ export function planResidency(model: OpenedModel, tokenPathBytes: number, freeBy
     rows,
     scarce:
       resident && transient
-        ? { stepBytes: work + LORA_BYTES, reserveBytes: 2 ** Math.floor(Math.log2(budget - held)) }
+        ? { stepBytes, reserveBytes: Math.floor((0.6 * (budget - held)) / RESERVE_STEP) * RESERVE_STEP }
         : null,
     neededBytes,
     freeBytes,

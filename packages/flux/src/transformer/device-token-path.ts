@@ -12,7 +12,7 @@ export interface StepRoom {
   /** What steps and their inputs may take. */
   bytes: number;
   /** Held while they run. */
-  reserve: Reserve;
+  reserve: Pick<Reserve, 'hold' | 'free'>;
 }
 
 /** A run with LoRAs takes about so long at most; a job is told of its progress, and can be canceled, between runs. */
@@ -27,7 +27,7 @@ export class DeviceTokenPath implements TokenPath {
   readonly #groups: Record<LoraSet, readonly LoraGroup[]>;
   readonly #compute: ComputeType;
   readonly #biases: ReadonlyMap<string, Float32Array>;
-  readonly #reserve: Reserve | null;
+  readonly #reserve: StepRoom['reserve'] | null;
   readonly #without: Record<LoraSet, Record<string, Feed>>;
   /** Inputs for the LoRAs of the latest job, which the next one often shares. */
   #adapted: { parts: readonly WeightedDeltas[]; feeds: Record<string, Feed> } | null = null;
@@ -40,7 +40,7 @@ export class DeviceTokenPath implements TokenPath {
     groups: Record<LoraSet, readonly LoraGroup[]>,
     compute: ComputeType,
     biases: ReadonlyMap<string, Float32Array>,
-    reserve: Reserve | null,
+    reserve: StepRoom['reserve'] | null,
   ) {
     this.#session = session;
     this.#groups = groups;
