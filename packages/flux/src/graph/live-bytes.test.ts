@@ -43,3 +43,26 @@ test('a value that is needed again at the end counts until then', () => {
   g.output('y', mul(g, y, first));
   expect(peakLiveBytes(g, { T: 1 }).bytes).toBe(3 * 16);
 });
+
+test('a branch counts on top of what lives around it, and what it takes from there until it has run', () => {
+  const g = new GraphBuilder('branches');
+  const condition = g.input('condition', 'bool', []);
+  const x = g.input('x', 'float32', ['T', 4]);
+  const outer = doubled(g, x);
+  const wide = g.body('wide');
+  wide.output('wide.y', mul(wide, mul(wide, doubled(wide, outer), outer), outer));
+  const narrow = g.body('narrow');
+  narrow.output('narrow.y', x);
+  const branches = { then_branch: { graph: wide }, else_branch: { graph: narrow } };
+  const y = g.op('If', [condition], x, branches);
+  g.output('y', mul(g, y, doubled(g, x)));
+  // What is multiplied with the branch's result, `outer`, and two values of the branch.
+  expect(peakLiveBytes(g, { T: 1 })).toMatchObject({ bytes: 4 * 16, at: { opType: 'Mul' }, position: 2 });
+  expect(executionOrder(g).map(({ outputs }) => outputs[0]!.name)).toEqual([
+    'Add_5_0',
+    'Add_0_0',
+    'If_4_0',
+    'Mul_6_0',
+    'y',
+  ]);
+});

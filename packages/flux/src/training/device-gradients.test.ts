@@ -3,15 +3,15 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { openTiny } from '../../../../test/golden/support.ts';
-import type { NodeRecord } from '../graph/builder.ts';
-import { executionOrder, peakLiveBytes } from '../graph/live-bytes.ts';
+import type { GraphBuilder } from '../graph/builder.ts';
+import { bodies, executionOrder, peakLiveBytes } from '../graph/live-bytes.ts';
 import type { ComputeType } from '../graph/weights.ts';
 import { inPlace, writeConverted } from '../runtime/testing.ts';
 import { prepareWeights } from '../checkpoint/prepare.ts';
 import { openWeights } from '../checkpoint/weights.ts';
 import { TorchGenerator } from '../sampling/random.ts';
 import { DeviceGradients } from './device-gradients.ts';
-import { buildTrainingGraph, GRADIENTS } from './device-graph.ts';
+import { buildTrainingGraph } from './device-graph.ts';
 import { type Gradients, LoraGradients, type LoraParameter, type TrainingSample } from './gradients.ts';
 import { targetModules, type TrainingTargets } from './targets.ts';
 
@@ -155,33 +155,56 @@ async function graphOf(doubleBlocks: number, singleBlocks: number, compute: Comp
   return { g, sizes, keptBytes: (sizes.S + sizes.T) * spec.hiddenSize * 2 };
 }
 
-test('nodes run in the order in which live memory is counted', async () => {
-  const { g } = await graphOf(2, 3, 'float32');
+/** Names of the nodes that run, a node with bodies behind those of the body. */
+async function executed(g: GraphBuilder, withGradients: boolean): Promise<string[]> {
   const model = g.build();
+  const prefix = `profile-${withGradients}`;
   const session = await InferenceSession.create(model.bytes, {
     graphOptimizationLevel: 'disabled',
     enableProfiling: true,
-    profileFilePrefix: join(dir, 'profile'),
+    profileFilePrefix: join(dir, prefix),
     extra: { session: { model_external_initializers_file_folder_path: model.folder } },
   });
   const sizes: Record<string, number> = { S: 6, T: 5, 'T+S': 11 };
-  const feeds = g.inputs.map(({ name, shape }) => {
+  const feeds = g.inputs.map(({ name, type, shape }) => {
+    if (type === 'bool')
+      return [name, new Tensor('bool', Uint8Array.of(Number(name === 'forward' || withGradients)), [])];
     const dims = shape.map((dim) => (typeof dim === 'number' ? dim : sizes[dim]!));
     return [name, new Tensor('float32', new Float32Array(dims.reduce((a, b) => a * b, 1)), dims)];
   });
   await session.run(Object.fromEntries(feeds) as Record<string, Tensor>);
   session.endProfiling();
   await session.release();
-  const file = (await readdir(dir)).find((name) => name.startsWith('profile'))!;
+  const file = (await readdir(dir)).find((name) => name.startsWith(prefix))!;
   const events = JSON.parse(await readFile(join(dir, file), 'utf8')) as { cat: string; name: string }[];
-  const executed = events.flatMap(({ cat, name }) => {
+  return events.flatMap(({ cat, name }) => {
     const node = /^(.*)_kernel_time$/.exec(name)?.[1];
     return cat === 'Node' && node ? [node] : [];
   });
-  const counted = executionOrder(g).map(({ outputs }) => outputs[0]!.name);
-  const asNode = (name: string): string => (name.endsWith('_0') ? name.slice(0, -2) : `out/${name}`);
-  expect(executed).toEqual(counted.map(asNode));
-});
+}
+
+/** The same from the order in which live memory is counted. */
+function counted(g: GraphBuilder, withGradients: boolean): string[] {
+  return executionOrder(g).flatMap((node) => {
+    const [taken, skipped] = bodies(node);
+    const isTaken = withGradients || node.inputs[0]?.name !== 'backward';
+    const body = isTaken ? taken : skipped;
+    const name = node.outputs[0]!.name;
+    const own = name.endsWith('_0') ? name.slice(0, -2) : `out/${name}`;
+    return [...(body ? counted(body, withGradients) : []), own];
+  });
+}
+
+test.each([true, false])(
+  'nodes run in the order in which live memory is counted, gradients: %s',
+  async (on) => {
+    const { g } = await graphOf(2, 3, 'float32');
+    const order = counted(g, on);
+    expect(await executed(g, on)).toEqual(order);
+    // Five blocks computed anew and their gradients.
+    expect(order.filter((name) => name.startsWith('Gemm')).length > 200).toBe(on);
+  },
+);
 
 test('live memory grows with the number of blocks by what is kept of each, and by no more', async () => {
   const few = await graphOf(1, 1);
@@ -193,32 +216,32 @@ test('live memory grows with the number of blocks by what is kept of each, and b
   expect(peak(many) - peak(few)).toBeGreaterThan(kept * 0.6);
 });
 
-test('backward passes follow one another block by block: no more than two neighbours overlap', async () => {
+test('no block is computed anew before the gradients of the next one are there', async () => {
   const { g } = await graphOf(3, 4);
-  const order = executionOrder(g);
-  const names = order.map(({ outputs }) => outputs[0]!.name);
-  const gradients = names.filter((name) => name.startsWith(GRADIENTS));
-  expect(gradients.map((name) => name.slice(GRADIENTS.length))).toEqual([
-    ...[3, 2, 1, 0].map((i) => `single_transformer_blocks.${i}.`),
-    ...[2, 1, 0].map((i) => `transformer_blocks.${i}.`),
-  ]);
-
-  // Nodes are numbered as they were added, so those of a block's backward pass are between two gates.
-  const numberOf = (name: string): number => Number(/_(\d+)_\d+$/.exec(name)?.[1] ?? Number.NaN);
-  const gates = g.records.flatMap(({ opType, outputs }) =>
-    opType === 'Where' ? [numberOf(outputs[0]!.name)] : [],
+  const names = executionOrder(g).flatMap((node) =>
+    bodies(node)
+      .slice(0, 1)
+      .map(({ name }) => name),
   );
-  // A double block has one for its image and one for its text, as has the first single block.
-  const blockOfGate = [1, 2, 3, 4, 4, 5, 5, 6, 6, 7, 7];
-  expect(gates).toHaveLength(blockOfGate.length);
-  const isLarge = ({ opType, outputs }: NodeRecord): boolean =>
-    opType !== 'Neg' && ['S', 'T', 'T+S'].includes(String(outputs[0]!.shape[0]));
-  const blocks = order.flatMap((node, i) => {
-    const number = numberOf(names[i]!);
-    return number >= gates[0]! && isLarge(node)
-      ? [blockOfGate[gates.findLastIndex((gate) => gate <= number)]!]
-      : [];
-  });
-  expect(blocks.length).toBeGreaterThan(500);
-  expect(blocks.filter((block, i) => block < Math.max(...blocks.slice(0, i)) - 1)).toEqual([]);
+  const range = (count: number): number[] => Array.from({ length: count }, (_, i) => i);
+  const blocks = [
+    ...range(3).map((i) => `transformer_blocks.${i}.`),
+    ...range(4).map((i) => `single_transformer_blocks.${i}.`),
+  ];
+  expect(names).toEqual([
+    ...blocks.map((path) => `forward:${path}`),
+    ...blocks.toReversed().map((path) => `backward:${path}`),
+  ]);
+});
+
+test('more blocks are more graphs of the same size, and three nodes each in the one around them', async () => {
+  const sizes = async (double: number, single: number) => {
+    const { g } = await graphOf(double, single);
+    const inner = g.plan.flatMap(bodies).map((body) => body.plan.length);
+    return { outer: g.plan.length, largest: Math.max(...inner) };
+  };
+  const [few, many] = [await sizes(2, 2), await sizes(19, 38)];
+  expect(many.largest).toBe(few.largest);
+  // An If for either pass and the output of the gradients.
+  expect(many.outer - few.outer).toBe(3 * 53);
 });

@@ -52,20 +52,17 @@ export class DeviceGradients implements Gradients {
     options: SessionOptions,
   ): Promise<DeviceGradients> {
     const graph = buildTrainingGraph(spec, weights, parameters, compute).build();
-    // Unoptimised, as all sessions: common-subexpression elimination would undo the recomputation.
     const session = await GraphSession.create('training', graph, options);
     const blocks = graph.outputs.flatMap(({ name }) => (name.startsWith(GRADIENTS) ? [name] : []));
     const conditioner = new StreamedConditioner(spec, weights, options);
     return new DeviceGradients(spec, parameters, session, blocks, conditioner);
   }
 
-  /** Without `weight` the backward pass runs too, and its result is dropped. */
+  /** Without `weight` there is no backward pass. */
   async loss(sample: TrainingSample, weight?: number): Promise<number> {
-    const results = await this.#session.run(await this.#feeds(sample, weight ?? 0), [
-      'loss',
-      ...this.#blocks,
-    ]);
-    if (weight !== undefined) for (const name of this.#blocks) this.#collect(name, results[name]!.data);
+    const blocks = weight === undefined ? [] : this.#blocks;
+    const results = await this.#session.run(await this.#feeds(sample, weight), ['loss', ...blocks]);
+    for (const name of blocks) this.#collect(name, results[name]!.data);
     return results['loss']!.data[0]!;
   }
 
@@ -97,7 +94,7 @@ export class DeviceGradients implements Gradients {
     await this.#conditioner.release();
   }
 
-  async #feeds(sample: TrainingSample, weight: number): Promise<Record<string, Feed>> {
+  async #feeds(sample: TrainingSample, weight: number | undefined): Promise<Record<string, Feed>> {
     const { inChannels, outChannels, jointDim, headDim } = this.#spec;
     const { noisy, target, text, grid } = sample;
     const textTokens = text.length / jointDim;
@@ -116,7 +113,9 @@ export class DeviceGradients implements Gradients {
       modulation: { data: modulation, dims: [modulation.length] },
       cos: { data: cos, dims: angles },
       sin: { data: sin, dims: angles },
-      slope: { data: Float32Array.of(weight), dims: [] },
+      slope: { data: Float32Array.of(weight ?? 0), dims: [] },
+      forward: flag(true),
+      backward: flag(weight !== undefined),
       ...(Object.fromEntries(matrices) as Record<string, Feed>),
     };
   }
@@ -161,4 +160,8 @@ export class DeviceGradients implements Gradients {
       next(upGradient, scale);
     }
   }
+}
+
+function flag(value: boolean): Feed {
+  return { data: Uint8Array.of(Number(value)), dims: [], type: 'bool' };
 }

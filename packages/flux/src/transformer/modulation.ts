@@ -70,10 +70,19 @@ export class RowModulation implements Modulation {
 
   /** The chunks [hidden] of the module `name`; scales already have their 1 added. */
   chunks(name: string, chunks: readonly Chunk[]): Value[] {
+    return this.#cut(this.#graph, name, chunks);
+  }
+
+  /** The same modulations for a body of the graph, which cuts its own into chunks. */
+  within(body: GraphBuilder): Modulation {
+    return { chunks: (name, chunks) => this.#cut(body, name, chunks) };
+  }
+
+  #cut(g: GraphBuilder, name: string, chunks: readonly Chunk[]): Value[] {
     const part = this.#slots.get(name);
     if (!part) throw new Error(`no modulation belongs to ${name}`);
     return split(
-      this.#graph,
+      g,
       part,
       0,
       chunks.map(() => this.#hidden),
