@@ -1,4 +1,4 @@
-import { AtelierError } from '@atelier/shared';
+import { AtelierError, WebhookDeliveries } from '@atelier/shared';
 import express, { type Express } from 'express';
 import helmet from 'helmet';
 import { authenticate } from './auth.ts';
@@ -16,12 +16,13 @@ import { generationRoutes } from './routes/generations.ts';
 import { loraRoutes } from './routes/loras.ts';
 import { operationRoutes } from './routes/operations.ts';
 import { trainingRoutes } from './routes/trainings.ts';
+import { webhookRoutes } from './routes/webhooks.ts';
 import type { Submissions } from './submission.ts';
 import { ScratchFolder } from './uploads/scratch.ts';
 
 /** The HTTP side of the product around what it stands on; it opens and closes none of that. */
 export function createApp(deps: ApiDeps, submissions: Submissions): Express {
-  const { measure, registry } = createApiMetrics(deps.queues);
+  const { measure, registry } = createApiMetrics(deps.queues, new WebhookDeliveries(deps.redis));
   const app = express();
   app.disable('x-powered-by');
   // A query with nested objects is no part of this API.
@@ -46,6 +47,7 @@ export function createApp(deps: ApiDeps, submissions: Submissions): Express {
   datasetUploadRoutes(app, deps, scratch);
   datasetRoutes(app, deps, scratch);
   trainingRoutes(app, deps, submissions);
+  webhookRoutes(app, deps);
   catalogRoutes(app, deps);
 
   app.use((req) => {

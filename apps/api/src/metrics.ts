@@ -1,9 +1,12 @@
-import { type JobKind, type JobQueues, JOB_KINDS } from '@atelier/shared';
+import { type JobKind, type JobQueues, JOB_KINDS, type WebhookDeliveries } from '@atelier/shared';
 import type { RequestHandler } from 'express';
 import { Gauge, Histogram, Registry, collectDefaultMetrics } from 'prom-client';
 
 /** The metrics of the API, on a registry of their own so that two APIs fit in one process. */
-export function createApiMetrics(queues: Pick<JobQueues, 'queueCounts'>) {
+export function createApiMetrics(
+  queues: Pick<JobQueues, 'queueCounts'>,
+  webhooks: Pick<WebhookDeliveries, 'pending'>,
+) {
   const registry = new Registry();
   collectDefaultMetrics({ register: registry });
   const requests = new Histogram({
@@ -24,6 +27,18 @@ export function createApiMetrics(queues: Pick<JobQueues, 'queueCounts'>) {
     },
   });
   registry.registerMetric(depth);
+  const deliveries = new Gauge({
+    name: 'atelier_webhooks_pending',
+    help: 'Webhook deliveries that are not over, read when scraped; absent while Redis is away',
+    registers: [],
+    async collect() {
+      this.reset();
+      const count = await webhooks.pending().catch(() => null);
+      if (count === null) this.remove();
+      else this.set(count);
+    },
+  });
+  registry.registerMetric(deliveries);
 
   /** Measures every request; the label is the route's pattern, so that ids do not make the series unbounded. */
   const measure: RequestHandler = (req, res, next) => {

@@ -4,6 +4,7 @@ import { DEFAULT_TENANT } from '@atelier/shared';
 import { createApp } from './app.ts';
 import type { ApiDeps } from './deps.ts';
 import { Submissions } from './submission.ts';
+import { WebhookDispatcher } from './webhooks/dispatcher.ts';
 
 export interface ApiServer {
   /** Where it listens, without a slash at the end. */
@@ -36,6 +37,7 @@ export async function startServer(
     void repairLoras(deps);
   };
   deps.redis.on('ready', repair);
+  const webhooks = deps.settings.webhooks.deliver ? new WebhookDispatcher(deps) : null;
   if (deps.redis.status === 'ready') repair();
 
   const { port: bound } = server.address() as AddressInfo;
@@ -50,7 +52,7 @@ export async function startServer(
       shutdown.abort();
       // A connection that becomes idle later would stay open for its keep-alive time.
       const sweep = setInterval(() => server.closeIdleConnections(), 50);
-      await closed.finally(() => clearInterval(sweep));
+      await Promise.all([webhooks?.close(), closed.finally(() => clearInterval(sweep))]);
     },
   };
 }

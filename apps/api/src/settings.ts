@@ -1,7 +1,9 @@
 import { z } from 'zod';
 import type { DatasetLimits } from './datasets/limits.ts';
+import { WEBHOOK_ENV, type WebhookSettings, webhookSettings } from './webhooks/settings.ts';
 
 const Env = z.object({
+  ...WEBHOOK_ENV,
   /** Keys that clients send as `Authorization: Bearer <key>`, separated by commas. */
   ATELIER_API_KEYS: z
     .string()
@@ -65,6 +67,7 @@ export interface ApiSettings {
   readonly dataset: DatasetLimits;
   readonly presignedDownloads: boolean;
   readonly presignedUploads: boolean;
+  readonly webhooks: WebhookSettings;
 }
 
 /**
@@ -95,7 +98,18 @@ export function loadSettings(host: string, env: NodeJS.ProcessEnv = process.env)
     maxRatio: parsed.data.ATELIER_MAX_ARCHIVE_RATIO,
   });
   const presignedUploads = parsed.data.ATELIER_PRESIGNED_UPLOADS;
-  return Object.freeze({ keys, maxBodyBytes, maxLoraBytes, dataset, presignedDownloads, presignedUploads });
+  // With a public URL somebody forwards requests from elsewhere.
+  const isLocal = keys.length === 0 && isLoopback(host) && !env['ATELIER_PUBLIC_URL'];
+  const webhooks = webhookSettings(parsed.data, isLocal);
+  return Object.freeze({
+    keys,
+    maxBodyBytes,
+    maxLoraBytes,
+    dataset,
+    presignedDownloads,
+    presignedUploads,
+    webhooks,
+  });
 }
 
 /** Whether only programs on this machine can connect to the address. */

@@ -5,6 +5,7 @@ import {
   type GenerationRequest,
   type JobError,
   type JobRef,
+  type JobWebhook,
   type TrainingRecord,
   type TrainingRequest,
   isBeingDeleted,
@@ -42,7 +43,11 @@ export class Submissions {
   }
 
   /** @throws AtelierError of the check that failed or the part that is away; nothing is queued then */
-  async submit(tenant: string, request: GenerationRequest): Promise<GenerationRecord> {
+  async submit(
+    tenant: string,
+    request: GenerationRequest,
+    webhook: JobWebhook | null = null,
+  ): Promise<GenerationRecord> {
     const { catalog, jobs, loras, queues } = this.#deps;
     const id = newJobId('generation');
     const image = request.image ? parseInitImage(request.image.file) : null;
@@ -52,7 +57,14 @@ export class Submissions {
     if (image && imageKey)
       await this.#deps.store.put(imageKey, image.bytes, { contentType: image.contentType });
     return this.#accept({ tenant, id }, async () => {
-      const record = await jobs.create({ kind: 'generation', tenant, id, input, metadata: request.metadata });
+      const record = await jobs.create({
+        kind: 'generation',
+        tenant,
+        id,
+        input,
+        metadata: request.metadata,
+        webhook,
+      });
       // A delete that did not see this record yet has taken the LoRA off the index before it looked.
       await pinStyles(loras, tenant, styles);
       await queues.enqueueGeneration(record);
@@ -64,7 +76,11 @@ export class Submissions {
    * @throws AtelierError as {@link submit} does; `validation_failed` when there is no such dataset, `conflict` while it
    * is being deleted
    */
-  async submitTraining(tenant: string, request: TrainingRequest): Promise<TrainingRecord> {
+  async submitTraining(
+    tenant: string,
+    request: TrainingRequest,
+    webhook: JobWebhook | null = null,
+  ): Promise<TrainingRecord> {
     const { catalog, jobs, queues, redis, store } = this.#deps;
     const id = newJobId('training');
     const input = resolveTraining(request, catalog);
@@ -77,7 +93,14 @@ export class Submissions {
     };
     await requireDataset();
     return this.#accept({ tenant, id }, async () => {
-      const record = await jobs.create({ kind: 'training', tenant, id, input, metadata: request.metadata });
+      const record = await jobs.create({
+        kind: 'training',
+        tenant,
+        id,
+        input,
+        metadata: request.metadata,
+        webhook,
+      });
       // A delete that did not see this record yet is under way or done; in this order none is missed.
       if (await isBeingDeleted(redis, tenant, dataset))
         throw new AtelierError('conflict', `dataset: ${dataset} is being deleted`);
@@ -104,7 +127,7 @@ export class Submissions {
     clearTimeout(this.#retry);
     for (const ref of this.#unsettled.values()) {
       try {
-        await jobs.abandon(ref, NOT_ACCEPTED);
+        await jobs.disown(ref, NOT_ACCEPTED);
         await queues.remove(ref, jobKindOf(ref.id) ?? undefined);
         this.#unsettled.delete(ref.id);
       } catch (error) {

@@ -3,11 +3,13 @@ import type {
   GenerationInputView,
   GenerationJob,
   GenerationRecord,
+  JobRecord,
   ModelList,
   QueueCounts,
   QueueView,
   TrainingJob,
   TrainingRecord,
+  WebhookView,
   WorkerInfo,
   WorkerView,
 } from '@atelier/shared';
@@ -40,6 +42,7 @@ export function jobView(record: GenerationRecord, position: number | null, origi
     error: record.error,
     timings: record.timings,
     attempts: record.attempts,
+    webhook: webhookView(record),
     metadata: record.metadata,
     created_at: record.created_at,
     started_at: record.started_at,
@@ -60,11 +63,17 @@ export function trainingView(record: TrainingRecord, position: number | null): T
     output: lora === undefined ? null : { lora },
     error: record.error,
     attempts: record.attempts,
+    webhook: webhookView(record),
     metadata: record.metadata,
     created_at: record.created_at,
     started_at: record.started_at,
     finished_at: record.finished_at,
   };
+}
+
+/** The query is left out, where secrets are; whoever gave the URL knows it. */
+export function webhookView({ webhook }: JobRecord): WebhookView | null {
+  return webhook && { url: webhook.url.replace(/[?#].*$/s, ''), events: webhook.events };
 }
 
 function inputView({ input }: GenerationRecord): GenerationInputView {

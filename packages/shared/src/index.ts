@@ -6,6 +6,7 @@ export * from './contracts/job.ts';
 export * from './contracts/lora.ts';
 export * from './contracts/resources.ts';
 export * from './contracts/training.ts';
+export * from './contracts/webhook.ts';
 export { deleteDataset, isBeingDeleted } from './datasets/delete.ts';
 export { datasetFileKey, datasetKey, isDatasetId, uploadArchiveKey, uploadKey } from './datasets/names.ts';
 export { DatasetStore, type NewDataset, type NewDatasetFile } from './datasets/store.ts';
@@ -34,4 +35,13 @@ export { createRedis, pingRedis, type RedisPurpose } from './redis.ts';
 export * from './resolve-input.ts';
 export * from './shutdown.ts';
 export * from './trainings.ts';
+export { BREAKER, Breaker, type BreakerOptions, type Endpoint } from './webhooks/breaker.ts';
+export {
+  type DeliveryClaim,
+  type DeliveryRecord,
+  WebhookDeliveries,
+  deliveryId,
+  deliveryRef,
+} from './webhooks/deliveries.ts';
+export { webhookSecret } from './webhooks/secret.ts';
 export * from './workers.ts';

@@ -24,7 +24,7 @@ export const trainingSampleKey = (ref: JobRef, step: number, index: number): str
  * @throws AtelierError `unknown_model`
  */
 export function resolveTraining(request: TrainingRequest, catalog: Catalog): TrainingInput {
-  const { metadata: _, ...asked } = request;
+  const { metadata: _, webhook: _webhook, ...asked } = request;
   const model = request.model === undefined ? catalog.default : catalog.get(request.model);
   const { resolution = Math.min(model.defaults.width, MAX_DEFAULT_RESOLUTION) } = request;
   return { ...asked, model: model.name, resolution };

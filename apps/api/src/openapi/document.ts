@@ -4,6 +4,7 @@ import { datasetPaths } from './dataset-paths.ts';
 import { generationPaths } from './generation-paths.ts';
 import { loraPaths } from './lora-paths.ts';
 import { trainingPaths } from './training-paths.ts';
+import { webhookPaths, webhookRequests } from './webhook-paths.ts';
 
 let document: ReturnType<typeof createDocument> | undefined;
 
@@ -25,6 +26,7 @@ export function openApiDocument(): ReturnType<typeof createDocument> {
       { name: 'loras', description: 'Styles: LoRA files with versions' },
       { name: 'datasets', description: 'Pictures with prompts, to train styles on' },
       { name: 'trainings', description: 'From a dataset to a LoRA' },
+      { name: 'webhooks', description: 'Being told what becomes of a job' },
       { name: 'installation', description: 'Models, workers and queues' },
       { name: 'operations', description: 'Probes, metrics and this document' },
     ],
@@ -38,9 +40,11 @@ export function openApiDocument(): ReturnType<typeof createDocument> {
       ...loraPaths,
       ...datasetPaths,
       ...trainingPaths,
+      ...webhookPaths,
       ...catalogPaths,
       ...operationPaths,
     },
+    webhooks: webhookRequests,
   });
   return document;
 }

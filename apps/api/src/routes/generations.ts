@@ -12,6 +12,7 @@ import { resource } from '../resource.ts';
 import type { Submissions } from '../submission.ts';
 import { validate } from '../validation/validate.ts';
 import { jobView } from '../views.ts';
+import { webhookOf } from '../webhooks/request.ts';
 import { jobRoutes, loadJob } from './jobs.ts';
 
 export function generationRoutes(router: IRouter, deps: ApiDeps, submissions: Submissions): void {
@@ -27,7 +28,7 @@ export function generationRoutes(router: IRouter, deps: ApiDeps, submissions: Su
       ...jsonBody(settings.maxBodyBytes),
       async (req, res) => {
         const request = validate(GenerationRequest, req.body);
-        const accepted = await submissions.submit(tenantOf(), request);
+        const accepted = await submissions.submit(tenantOf(), request, webhookOf(request, req, deps));
         logJobId(res, accepted.id);
         const waitS = preferredWait(req.get('prefer'));
         const record = waitS > 0 ? await ended(accepted, waitS, res) : accepted;

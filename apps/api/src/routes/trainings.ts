@@ -18,6 +18,7 @@ import type { Submissions } from '../submission.ts';
 import { checkpointsView, sendSample } from '../training-samples.ts';
 import { validate } from '../validation/validate.ts';
 import { trainingView } from '../views.ts';
+import { webhookOf } from '../webhooks/request.ts';
 import { jobRoutes, loadJob } from './jobs.ts';
 
 /** Trainings: submit, look at, follow, cancel, and what they measured and drew. */
@@ -34,7 +35,7 @@ export function trainingRoutes(router: IRouter, deps: ApiDeps, submissions: Subm
       ...jsonBody(settings.maxBodyBytes),
       async (req, res) => {
         const request = validate(TrainingRequest, req.body);
-        const record = await submissions.submitTraining(tenantOf(), request);
+        const record = await submissions.submitTraining(tenantOf(), request, webhookOf(request, req, deps));
         logJobId(res, record.id);
         res.set('Location', `/v1/trainings/${record.id}`);
         // The job was accepted: a queue that goes away now may not deny that.

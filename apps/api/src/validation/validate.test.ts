@@ -20,7 +20,7 @@ test('a pattern is told in the words of its schema', () => {
 });
 
 const FIELDS =
-  'prompt, model, styles, width, height, steps, guidance, seed, count, format, image, priority, metadata';
+  'prompt, model, styles, width, height, steps, guidance, seed, count, format, image, priority, webhook, metadata';
 
 test.each<[unknown, string]>([
   [{}, 'prompt: found nothing, allowed is text of at most 4096 characters'],

@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { WebhookRequest } from './webhook.ts';
 
 /** Limits of a request that hold for every model; a model's own limits are in its catalog entry. */
 export const LIMITS = Object.freeze({
@@ -87,6 +88,7 @@ export const GenerationRequest = z
     format: z.enum(IMAGE_FORMATS).default('png'),
     image: InitImage.optional(),
     priority: z.enum(['low', 'normal', 'high']).default('normal'),
+    webhook: WebhookRequest.optional(),
     metadata: z.record(z.string().max(64), z.string().max(512)).default({}),
   })
   .meta({ id: 'GenerationRequest' });

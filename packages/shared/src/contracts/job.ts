@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { GenerationInputView } from './generation.ts';
+import { WebhookView } from './webhook.ts';
 
 export const JOB_STATUSES = ['queued', 'running', 'succeeded', 'failed', 'canceled'] as const;
 export const JobStatus = z.enum(JOB_STATUSES).meta({ id: 'JobStatus' });
@@ -86,6 +87,7 @@ export const GenerationJob = z
     error: JobError.nullable(),
     timings: Timings.nullable(),
     attempts: z.int(),
+    webhook: WebhookView.nullable(),
     metadata: z.record(z.string(), z.string()),
     created_at: z.iso.datetime(),
     started_at: z.iso.datetime().nullable(),

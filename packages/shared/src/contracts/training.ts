@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import { JobError, JobStatus, Progress } from './job.ts';
 import { LoraName } from './lora.ts';
+import { WebhookRequest, WebhookView } from './webhook.ts';
 
 /** Limits of a training that hold for every model. */
 export const TRAINING_LIMITS = Object.freeze({
@@ -104,6 +105,7 @@ export const TrainingRequest = z
     model: z.string().min(1).max(128).optional().meta({ description: 'Name in GET /v1/models' }),
     resolution: resolution.optional(),
     ...options,
+    webhook: WebhookRequest.optional(),
     metadata: z.record(z.string().max(64), z.string().max(512)).default({}),
   })
   .meta({ id: 'TrainingRequest' });
@@ -130,6 +132,7 @@ export const TrainingJob = z
       .meta({ description: 'What a generation names in `styles`' }),
     error: JobError.nullable(),
     attempts: z.int(),
+    webhook: WebhookView.nullable(),
     metadata: z.record(z.string(), z.string()),
     created_at: z.iso.datetime(),
     started_at: z.iso.datetime().nullable(),

@@ -33,6 +33,7 @@ export function decodeRecord(fields: Record<string, string>): JobRecord | null {
     attempt: fields['attempt'] ?? null,
     worker: fields['worker'] ?? null,
     metadata: json('metadata'),
+    webhook: json('webhook'),
     created_at: fields['created_at']!,
     started_at: fields['started_at'] ?? null,
     finished_at: fields['finished_at'] ?? null,

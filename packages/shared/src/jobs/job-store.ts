@@ -3,6 +3,7 @@ import type { JobError, JobKind, Progress, StoredImage, Timings } from '../contr
 import { AtelierError } from '../errors.ts';
 import { newJobId } from '../ids.ts';
 import { queueCall } from '../redis.ts';
+import { DUE_KEY } from '../webhooks/keys.ts';
 import { ChannelWatcher } from './channel-watcher.ts';
 import { decodeRecord, encodeRecord, fromPairs } from './codec.ts';
 import { CANCEL_CHANNEL, eventChannel, formatRef, indexKey, openKey, parseRef, recordKey } from './keys.ts';
@@ -39,7 +40,7 @@ export class JobStore {
    * @throws AtelierError `conflict` when the id is taken
    */
   async create(job: NewJob): Promise<JobRecord> {
-    const { kind, tenant = DEFAULT_TENANT, id = newJobId(kind), input, metadata = {} } = job;
+    const { kind, tenant = DEFAULT_TENANT, id = newJobId(kind), input, metadata = {}, webhook = null } = job;
     const now = new Date();
     const steps = job.kind === 'generation' ? job.input.steps * job.input.count : 0;
     const record = {
@@ -56,6 +57,7 @@ export class JobStore {
       attempt: null,
       worker: null,
       metadata,
+      webhook,
       created_at: now.toISOString(),
       started_at: null,
       finished_at: null,
@@ -135,6 +137,11 @@ export class JobStore {
   /** queued or running -> failed, whatever the attempt: the queue will not run the job any more. */
   abandon(ref: JobRef, error: JobError): Promise<Outcome> {
     return this.#transition('abandon', ref, { set: { error } });
+  }
+
+  /** Like {@link abandon}, for a job whose client was told that it was not accepted: no webhook tells of it. */
+  disown(ref: JobRef, error: JobError): Promise<Outcome> {
+    return this.#transition('abandon', ref, { set: { error }, remove: ['webhook'] });
   }
 
   /** running -> queued after an attempt that failed; the queue runs the job again. */
@@ -245,7 +252,7 @@ export class JobStore {
       remove: change.remove ?? [],
     };
     const kind: JobKind = ref.id.startsWith('trn_') ? 'training' : 'generation';
-    const keys = [recordKey(ref), openKey(kind)];
+    const keys = [recordKey(ref), openKey(kind), DUE_KEY];
     const argv = [JSON.stringify(argument), eventChannel(ref), formatRef(ref)];
     const [result, pairs] = (await queueCall(() =>
       this.#redis.eval(TRANSITION_SCRIPT, keys.length, ...keys, ...argv),

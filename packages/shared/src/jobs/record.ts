@@ -1,6 +1,7 @@
 import type { GenerationInput } from '../contracts/generation.ts';
 import type { JobError, JobStatus, Progress, StoredImage, Timings } from '../contracts/job.ts';
 import type { TrainingInput } from '../contracts/training.ts';
+import type { WebhookRequest } from '../contracts/webhook.ts';
 
 /** The tenant of an installation without API keys. */
 export const DEFAULT_TENANT = 'default';
@@ -18,6 +19,12 @@ export interface JobOutput {
   lora?: string;
 }
 
+/** Who is told what becomes of a job. */
+export interface JobWebhook extends WebhookRequest {
+  /** What URLs in the payload start with, as the client that submitted the job reached the API. */
+  origin: string;
+}
+
 interface JobFields extends JobRef {
   status: JobStatus;
   progress: Progress;
@@ -32,6 +39,7 @@ interface JobFields extends JobRef {
   /** Id of the worker that runs or ran the latest attempt. */
   worker: string | null;
   metadata: Record<string, string>;
+  webhook: JobWebhook | null;
   /** ISO 8601, UTC. */
   created_at: string;
   /** Start of the latest attempt. */
@@ -61,6 +69,7 @@ export type NewJob =
       id?: string;
       input: GenerationInput;
       metadata?: Record<string, string>;
+      webhook?: JobWebhook | null;
     }
   | {
       kind: 'training';
@@ -68,6 +77,7 @@ export type NewJob =
       id?: string;
       input: TrainingInput;
       metadata?: Record<string, string>;
+      webhook?: JobWebhook | null;
     };
 
 /** One try at a job; the token decides who may write to the record. */

@@ -29,6 +29,7 @@
  * `abandon` ends a job, whatever its attempt, when BullMQ will not run it any more.
  */
 import type { JobStatus } from '../contracts/job.ts';
+import { NOTIFY_LUA } from '../webhooks/outbox.ts';
 
 export interface Transition {
   readonly from: readonly JobStatus[];
@@ -70,10 +71,10 @@ export interface TransitionArguments extends Transition {
 }
 
 /**
- * KEYS: the record, the set of open jobs. ARGV: TransitionArguments as JSON, event channel, member in the set.
+ * KEYS: the record, the set of open jobs, the due webhooks. ARGV: TransitionArguments as JSON, event channel, member in the set.
  * Returns 'missing', or 'refused' or 'done' with the record as it is then.
  */
-export const TRANSITION_SCRIPT = `
+export const TRANSITION_SCRIPT = `${NOTIFY_LUA}
 local record, open = KEYS[1], KEYS[2]
 local t = cjson.decode(ARGV[1])
 local state = redis.call('HMGET', record, 'status', 'attempt', 'cancel_requested_at')
@@ -107,6 +108,7 @@ if to == 'succeeded' or to == 'failed' or to == 'canceled' then
 end
 redis.call('PUBLISH', ARGV[2], '{"id":"' .. t.id .. '","type":"' .. t.event .. '","status":"' .. to ..
   '","progress":' .. redis.call('HGET', record, 'progress') .. '}')
+notify(record, KEYS[3], ARGV[3], to, t.now)
 return {'done', redis.call('HGETALL', record)}
 `;
 
