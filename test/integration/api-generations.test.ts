@@ -63,7 +63,7 @@ test('an init image is in the store under the tenant before the job is queued, a
   expect(job.input.image).toEqual({ strength: 0.3 });
   const record = await api.jobs.get({ tenant: 'default', id: job.id });
   const key = (record!.input as { image: { key: string } }).image.key;
-  expect(key).toMatch(/^default\//);
+  expect(key).toMatch(/^tenants\/default\//);
   const object = await api.store.get(key);
   expect(object?.contentType).toBe('image/png');
   const chunks = await object!.body.toArray();

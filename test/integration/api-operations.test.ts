@@ -83,7 +83,7 @@ test('the OpenAPI document describes every route, each with its errors', async (
   }
   const submitted = served.paths['/v1/generations']!['post']!;
   expect(Object.keys(submitted.responses).sort()).toEqual(
-    '200 202 400 401 413 415 421 422 500 503'.split(' '),
+    '200 202 400 401 403 413 415 421 422 500 503'.split(' '),
   );
   expect(submitted.responses['202']?.headers).toHaveProperty('Location');
   GenerationJob.parse(submitted.responses['200']?.content?.['application/json']?.example);

@@ -1,7 +1,7 @@
-import { AtelierError, WebhookDeliveries } from '@atelier/shared';
+import { ApiKeyStore, AtelierError, WebhookDeliveries } from '@atelier/shared';
 import express, { type Express } from 'express';
 import helmet from 'helmet';
-import { authenticate } from './auth.ts';
+import { Authenticator, authenticate } from './auth.ts';
 import type { ApiDeps } from './deps.ts';
 import { docsRoute } from './docs-page.ts';
 import { guardHost } from './host-guard.ts';
@@ -13,6 +13,7 @@ import { catalogRoutes } from './routes/catalog.ts';
 import { datasetArchiveRoute, datasetUploadRoutes } from './routes/dataset-uploads.ts';
 import { datasetRoutes } from './routes/datasets.ts';
 import { generationRoutes } from './routes/generations.ts';
+import { keyRoutes } from './routes/keys.ts';
 import { loraRoutes } from './routes/loras.ts';
 import { operationRoutes } from './routes/operations.ts';
 import { trainingRoutes } from './routes/trainings.ts';
@@ -35,10 +36,12 @@ export function createApp(deps: ApiDeps, submissions: Submissions): Express {
   app.use(guardHost(deps.config, deps.settings));
 
   operationRoutes(app, deps, registry);
-  indexRoute(app, deps);
+  const keys = new ApiKeyStore(deps.redis);
+  const authenticator = new Authenticator(deps.settings.keys, keys);
+  indexRoute(app, deps, authenticator);
   docsRoute(app);
   datasetArchiveRoute(app, deps);
-  app.use('/v1', authenticate(deps.settings.keys));
+  app.use('/v1', authenticate(authenticator));
   generationRoutes(app, deps, submissions);
   const scratch = new ScratchFolder(deps.config.ATELIER_CACHE_DIR);
   scratch.clean().catch((err: unknown) => deps.log.warn({ err }, 'old uploads could not be removed'));
@@ -49,6 +52,7 @@ export function createApp(deps: ApiDeps, submissions: Submissions): Express {
   trainingRoutes(app, deps, submissions);
   webhookRoutes(app, deps);
   catalogRoutes(app, deps);
+  keyRoutes(app, deps, keys, authenticator);
 
   app.use((req) => {
     throw new AtelierError('not_found', `No route ${req.path.slice(0, 200)}; GET /openapi.json lists them`);

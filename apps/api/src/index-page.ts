@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { DEFAULT_TENANT, type GenerationRecord } from '@atelier/shared';
 import type { IRouter } from 'express';
+import type { Authenticator } from './auth.ts';
 import type { ApiDeps } from './deps.ts';
 import { listJobs } from './list.ts';
 import { originOf } from './origin.ts';
@@ -33,11 +34,11 @@ const LINKS: readonly [path: string, what: string][] = [
 ];
 
 /** GET /: what this is, how to use it, and the latest pictures where everybody who gets here may see them. */
-export function indexRoute(router: IRouter, { config, jobs, settings }: ApiDeps): void {
-  const isOpen = settings.keys.length === 0;
+export function indexRoute(router: IRouter, { config, jobs }: ApiDeps, authenticator: Authenticator): void {
   resource(router, '/', {
     get: async (req, res) => {
       // The page is there to help: also while Redis is away.
+      const isOpen = await authenticator.isOpen().catch(() => false);
       const latest = isOpen
         ? await listJobs(jobs, DEFAULT_TENANT, 'generation', {
             status: 'succeeded',

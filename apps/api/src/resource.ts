@@ -1,18 +1,23 @@
 import { AtelierError } from '@atelier/shared';
 import type { IRouter, RequestHandler } from 'express';
+import { requireScope, scopeOf } from './scopes.ts';
 
 const METHODS = ['get', 'post', 'put', 'patch', 'delete'] as const;
 type Method = (typeof METHODS)[number];
 type Handlers = Partial<Record<Method, RequestHandler | RequestHandler[]>>;
 
-/** Registers the methods of one path; any other method is answered 405 with Allow, OPTIONS with Allow alone. */
+/**
+ * Registers the methods of one path, each behind the scope that it asks for; any other method is answered 405 with
+ * Allow, OPTIONS with Allow alone.
+ */
 export function resource(router: IRouter, path: string, handlers: Handlers): void {
   const route = router.route(path);
   const allowed: string[] = ['OPTIONS'];
   for (const method of METHODS) {
     const handler = handlers[method];
     if (!handler) continue;
-    route[method](handler);
+    const scope = scopeOf(method, path);
+    route[method](...(scope === null ? [] : [requireScope(scope)]), handler);
     allowed.push(method.toUpperCase(), ...(method === 'get' ? ['HEAD'] : []));
   }
   const allow = allowed.sort().join(', ');

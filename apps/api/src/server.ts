@@ -1,6 +1,6 @@
 import { type Server, createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { DEFAULT_TENANT } from '@atelier/shared';
+import { ApiKeyStore } from '@atelier/shared';
 import { createApp } from './app.ts';
 import type { ApiDeps } from './deps.ts';
 import { Submissions } from './submission.ts';
@@ -77,9 +77,9 @@ async function repairQueue({ jobs, log, queues }: ApiDeps, submissions: Submissi
   }
 }
 
-async function repairLoras({ log, loras }: ApiDeps): Promise<void> {
+async function repairLoras({ log, loras, redis }: ApiDeps): Promise<void> {
   try {
-    await loras.rebuild(DEFAULT_TENANT);
+    for (const tenant of (await new ApiKeyStore(redis).tenants()).keys()) await loras.rebuild(tenant);
   } catch (error) {
     log.warn(
       { err: error },

@@ -147,5 +147,5 @@ const NOT_ACCEPTED: JobError = Object.freeze({
 });
 
 function initImageKey(tenant: string, id: string, image: InitImageFile): string {
-  return `${tenant}/inputs/${id}/image.${image.contentType.slice('image/'.length)}`;
+  return `tenants/${tenant}/inputs/${id}/image.${image.contentType.slice('image/'.length)}`;
 }

@@ -62,9 +62,11 @@ export class StudioClient {
     }
     if (response.ok) return response;
     const problem = (await response.json().catch(() => ({}))) as Problem;
+    const said =
+      problem.detail ?? problem.title ?? `${this.url} answered ${response.status} ${response.statusText}`;
     throw new CliError(
       problem.code ?? `http_${response.status}`,
-      problem.detail ?? problem.title ?? `${this.url} answered ${response.status} ${response.statusText}`,
+      response.status === 401 ? `${said}; this program takes it from ATELIER_API_KEY` : said,
       { errors: problem.errors ?? [] },
     );
   }

@@ -222,6 +222,41 @@ program
   .addOption(json())
   .action(async (id: string, options) => (await import('./commands/jobs.ts')).cancel(id, options));
 
+const keys = program
+  .command('keys')
+  .description('API keys: make, list and revoke them; needs a key with the scope admin once there are any');
+
+keys
+  .command('list', { isDefault: true })
+  .description('list the keys, revoked ones too')
+  .option('--tenant <name>', 'only those of this tenant')
+  .addOption(url())
+  .addOption(json())
+  .action(async (options) => (await import('./commands/keys.ts')).listKeys(options));
+
+keys
+  .command('create')
+  .description('make a key and print it, this once')
+  .requiredOption('--name <name>', 'what it is for')
+  .option('--tenant <name>', 'whose objects it sees (default: default)')
+  .option(
+    '--scope <scope>',
+    'read, generate, train, loras:write, datasets:write or admin; can be repeated (default: read, generate)',
+    list,
+  )
+  .option('--expires <time>', 'from when on it is refused, such as 2027-01-31T00:00:00Z (default: never)')
+  .addOption(url())
+  .addOption(json())
+  .action(async (options) => (await import('./commands/keys.ts')).createKey(options));
+
+keys
+  .command('revoke')
+  .description('revoke a key for good')
+  .argument('<id>', 'its id')
+  .addOption(url())
+  .addOption(json())
+  .action(async (id: string, options) => (await import('./commands/keys.ts')).revokeKey(id, options));
+
 program
   .command('models')
   .description('list the models of the studio')

@@ -6,6 +6,7 @@ export const ERRORS = {
   validation_failed: { status: 400, title: 'The request is not valid', retryable: false },
   invalid_json: { status: 400, title: 'The body is not valid JSON', retryable: false },
   unauthorized: { status: 401, title: 'A valid API key is required', retryable: false },
+  forbidden: { status: 403, title: 'The API key lacks the scope', retryable: false },
   not_found: { status: 404, title: 'No such resource', retryable: false },
   method_not_allowed: { status: 405, title: 'The method is not allowed here', retryable: false },
   conflict: { status: 409, title: 'The state of the resource does not allow this', retryable: false },

@@ -1,5 +1,7 @@
+export { ApiKeyStore, type ApiKeyRecord, refusalOf } from './api-keys/store.ts';
 export * from './catalog.ts';
 export * from './config.ts';
+export * from './contracts/api-key.ts';
 export * from './contracts/dataset.ts';
 export * from './contracts/generation.ts';
 export * from './contracts/job.ts';

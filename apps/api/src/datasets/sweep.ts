@@ -1,5 +1,4 @@
-import { DatasetStore, DatasetUploads } from '@atelier/shared';
-import { tenantOf } from '../auth.ts';
+import { ApiKeyStore, DatasetStore, DatasetUploads } from '@atelier/shared';
 import type { ApiDeps } from '../deps.ts';
 
 const EVERY_MS = 3_600_000;
@@ -8,10 +7,13 @@ const EVERY_MS = 3_600_000;
 export function sweepDatasets({ log, redis, shutdown, store }: ApiDeps): void {
   const datasets = new DatasetStore(store);
   const uploads = new DatasetUploads(store, redis);
+  const keys = new ApiKeyStore(redis);
   const sweep = async (): Promise<void> => {
     try {
-      await datasets.sweep(tenantOf());
-      await uploads.sweep(tenantOf());
+      for (const tenant of (await keys.tenants()).keys()) {
+        await datasets.sweep(tenant);
+        await uploads.sweep(tenant);
+      }
     } catch (error) {
       log.warn({ err: error }, 'rests of datasets could not be removed; the next hour tries again');
     }

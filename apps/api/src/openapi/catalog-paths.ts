@@ -26,8 +26,6 @@ function read(
       tags: [tag],
       operationId,
       summary,
-      // What probes and tools read asks for no key.
-      ...(tag === 'operations' ? { security: [] } : {}),
       responses: { 200: response, ...problems(...codes) },
     },
   };
@@ -65,7 +63,6 @@ export const operationPaths: ZodOpenApiPathsObject = {
       tags: ['operations'],
       operationId: 'getReadiness',
       summary: 'Whether jobs can be accepted',
-      security: [],
       responses: {
         200: json('Everything answers', ReadinessView),
         503: json('Something is away; `checks` says what', ReadinessView),
@@ -89,7 +86,6 @@ export const operationPaths: ZodOpenApiPathsObject = {
       tags: ['operations'],
       operationId: 'getProblem',
       summary: 'What a problem code means',
-      security: [],
       requestParams: { path: z.object({ code: z.string().meta({ example: 'validation_failed' }) }) },
       responses: { 200: json('The code', ProblemPage), ...problems('not_found') },
     },

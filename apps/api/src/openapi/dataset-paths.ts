@@ -130,7 +130,6 @@ export const datasetPaths: ZodOpenApiPathsObject = {
       operationId: 'sendDatasetUpload',
       summary: 'Send an announced archive where the store takes none itself',
       description: '`url` of an announcement. It asks for the token of the announcement, not for a key.',
-      security: [],
       requestParams: {
         path: uploadPath,
         header: z.object({ 'X-Upload-Token': z.string().meta({ description: 'From the announcement' }) }),

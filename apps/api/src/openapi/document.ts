@@ -2,7 +2,9 @@ import { createDocument } from 'zod-openapi';
 import { catalogPaths, operationPaths } from './catalog-paths.ts';
 import { datasetPaths } from './dataset-paths.ts';
 import { generationPaths } from './generation-paths.ts';
+import { keyPaths } from './key-paths.ts';
 import { loraPaths } from './lora-paths.ts';
+import { secured } from './security.ts';
 import { trainingPaths } from './training-paths.ts';
 import { webhookPaths, webhookRequests } from './webhook-paths.ts';
 
@@ -28,22 +30,30 @@ export function openApiDocument(): ReturnType<typeof createDocument> {
       { name: 'trainings', description: 'From a dataset to a LoRA' },
       { name: 'webhooks', description: 'Being told what becomes of a job' },
       { name: 'installation', description: 'Models, workers and queues' },
+      { name: 'keys', description: 'Keys and tenants, for operators' },
       { name: 'operations', description: 'Probes, metrics and this document' },
     ],
-    // Keys are asked for only where the installation has some.
-    security: [{}, { key: [] }],
     components: {
-      securitySchemes: { key: { type: 'http', scheme: 'bearer', description: 'A key of ATELIER_API_KEYS' } },
+      securitySchemes: {
+        key: {
+          type: 'http',
+          scheme: 'bearer',
+          description:
+            'A key of POST /v1/keys or of ATELIER_API_KEYS. Asked for only where the installation has some. A key ' +
+            'belongs to a tenant: objects of others do not exist for it.',
+        },
+      },
     },
-    paths: {
+    paths: secured({
       ...generationPaths,
       ...loraPaths,
       ...datasetPaths,
       ...trainingPaths,
       ...webhookPaths,
       ...catalogPaths,
+      ...keyPaths,
       ...operationPaths,
-    },
+    }),
     webhooks: webhookRequests,
   });
   return document;

@@ -26,6 +26,7 @@ const DETAILS: Partial<Record<ErrorCode, string>> = {
     'dst_0199b1a6c1d27a6e8f0b8d8a3f6f0c11 is used by 1 training that has not ended: trn_0199b1a6c1d27a6e8f0b8d8a3f6f0c12',
   upload_expired: 'The URL of upl_0199b1a6c1d27a6e8f0b8d8a3f6f0c11 expired at 2026-11-24T10:15:00.000Z',
   image_invalid: 'image.file: found 60000 x 60000 pixels, allowed are at most 50000000',
+  forbidden: 'Authorization: this key has read; POST /v1/generations needs generate',
   not_found: 'No generation has the id gen_0199b1a6c1d27a6e8f0b8d8a3f6f0c11',
   queue_unavailable: 'Redis does not answer; nothing was queued or changed. Try again in 5 s.',
 };

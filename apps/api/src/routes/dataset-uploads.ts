@@ -34,9 +34,9 @@ export function datasetArchiveRoute(router: IRouter, { redis, store }: ApiDeps):
 
   resource(router, '/v1/datasets/uploads/:id', {
     put: async (req, res) => {
-      const { id, size } = await uploads.expected(tenantOf(), idOf(req), req.get(TOKEN_HEADER) ?? '');
+      const { tenant, upload } = await uploads.expected(idOf(req), req.get(TOKEN_HEADER) ?? '');
       if (!req.is(ARCHIVE_TYPES)) throw unsupportedType(req, ARCHIVE_TYPES[0]!);
-      await uploads.receive(tenantOf(), id, announcedBody(req, size));
+      await uploads.receive(tenant, upload.id, announcedBody(req, upload.size));
       res.status(200).end();
     },
   });
@@ -66,7 +66,7 @@ export function datasetUploadRoutes(
             `size: found ${size}, allowed are at most ${maxBytes} bytes`,
           );
         const { upload, presigned, token } = await uploads.announce(
-          tenantOf(),
+          tenantOf(req),
           { name: nameOf(request), size, sha256 },
           { seconds: EXPIRY_S, presign },
         );
@@ -88,7 +88,7 @@ export function datasetUploadRoutes(
 
   resource(router, '/v1/datasets/uploads/:id/complete', {
     post: async (req, res) => {
-      const tenant = tenantOf();
+      const tenant = tenantOf(req);
       const dataset = await scratch.useFolder((dir) =>
         uploads.complete(tenant, idOf(req), async (upload, archive, id) => {
           const path = join(dir, 'archive');

@@ -24,20 +24,20 @@ export function datasetRoutes(router: IRouter, deps: ApiDeps, scratch: ScratchFo
 
   const read = async (req: Request): Promise<Dataset> => {
     const id = String(req.params['id']);
-    const dataset = await datasets.get(tenantOf(), id);
+    const dataset = await datasets.get(tenantOf(req), id);
     if (dataset) return dataset;
     throw new AtelierError('not_found', `No dataset has the id ${JSON.stringify(id.slice(0, 64))}`);
   };
 
   resource(router, '/v1/datasets', {
     get: async (req, res) => {
-      const page = await datasets.list(tenantOf(), validate(DatasetListQuery, req.query, 'query'));
+      const page = await datasets.list(tenantOf(req), validate(DatasetListQuery, req.query, 'query'));
       res.json({ data: page.datasets.map(summaryOf), next_cursor: page.cursor } satisfies DatasetList);
     },
 
     post: async (req, res) => {
       const dataset = await scratch.useFolder((dir) =>
-        uploadDataset(datasets, req, { tenant: tenantOf(), limits: settings.dataset, dir }),
+        uploadDataset(datasets, req, { tenant: tenantOf(req), limits: settings.dataset, dir }),
       );
       res.set('Location', `/v1/datasets/${dataset.id}`).status(201).json(dataset);
     },
@@ -47,7 +47,7 @@ export function datasetRoutes(router: IRouter, deps: ApiDeps, scratch: ScratchFo
     get: async (req, res) => void res.json(await read(req)),
 
     delete: async (req, res) => {
-      await deleteDataset({ datasets, jobs, redis }, tenantOf(), String(req.params['id']));
+      await deleteDataset({ datasets, jobs, redis }, tenantOf(req), String(req.params['id']));
       res.status(204).end();
     },
   });

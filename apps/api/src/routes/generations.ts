@@ -28,7 +28,7 @@ export function generationRoutes(router: IRouter, deps: ApiDeps, submissions: Su
       ...jsonBody(settings.maxBodyBytes),
       async (req, res) => {
         const request = validate(GenerationRequest, req.body);
-        const accepted = await submissions.submit(tenantOf(), request, webhookOf(request, req, deps));
+        const accepted = await submissions.submit(tenantOf(req), request, webhookOf(request, req, deps));
         logJobId(res, accepted.id);
         const waitS = preferredWait(req.get('prefer'));
         const record = waitS > 0 ? await ended(accepted, waitS, res) : accepted;
@@ -38,7 +38,7 @@ export function generationRoutes(router: IRouter, deps: ApiDeps, submissions: Su
       },
     ],
     get: async (req, res) => {
-      const page = await listJobs(jobs, tenantOf(), 'generation', req.query);
+      const page = await listJobs(jobs, tenantOf(req), 'generation', req.query);
       const data = await Promise.all(page.records.map((record) => render(req, record)));
       res.json({ data, next_cursor: page.cursor } satisfies GenerationList);
     },

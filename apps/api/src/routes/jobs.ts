@@ -16,7 +16,7 @@ export function loadJob<Kind extends JobKind>(
 ): Promise<RecordOf<Kind>> {
   const id = String(req.params['id']);
   logJobId(res, id);
-  return readJob(jobs, kind, { tenant: tenantOf(), id });
+  return readJob(jobs, kind, { tenant: tenantOf(req), id });
 }
 
 /** What can be done with a job of either kind: look at it, cancel it, follow it. */

@@ -32,7 +32,7 @@ export function loraRoutes(router: IRouter, deps: ApiDeps, scratch: ScratchFolde
 
   const read = async (req: Request): Promise<LoraRecord> => {
     const name = String(req.params['name']);
-    const record = LORA_NAME.test(name) ? await loras.get(tenantOf(), name) : null;
+    const record = LORA_NAME.test(name) ? await loras.get(tenantOf(req), name) : null;
     if (!record)
       throw new AtelierError('not_found', `No LoRA has the name ${JSON.stringify(name.slice(0, 64))}`);
     return record;
@@ -40,7 +40,7 @@ export function loraRoutes(router: IRouter, deps: ApiDeps, scratch: ScratchFolde
 
   resource(router, '/v1/loras', {
     get: async (req, res) => {
-      const page = await loras.list(tenantOf(), validate(LoraListQuery, req.query, 'query'));
+      const page = await loras.list(tenantOf(req), validate(LoraListQuery, req.query, 'query'));
       res.json({ data: page.records.map(loraView), next_cursor: page.cursor } satisfies LoraList);
     },
   });
@@ -56,7 +56,7 @@ export function loraRoutes(router: IRouter, deps: ApiDeps, scratch: ScratchFolde
       const limits = { maxBytes: settings.maxLoraBytes };
       const { version, created } = await scratch.use((path) =>
         importLora({ loras, files }, req, {
-          tenant: tenantOf(),
+          tenant: tenantOf(req),
           name: name.data,
           path,
           filename,
@@ -73,13 +73,13 @@ export function loraRoutes(router: IRouter, deps: ApiDeps, scratch: ScratchFolde
       async (req, res) => {
         const patch = validate(LoraPatch, req.body);
         const { name } = await read(req);
-        res.json(loraView(await loras.update(tenantOf(), name, patch)));
+        res.json(loraView(await loras.update(tenantOf(req), name, patch)));
       },
     ],
 
     delete: async (req, res) => {
       const { name } = await read(req);
-      await loras.delete(tenantOf(), name);
+      await loras.delete(tenantOf(req), name);
       res.status(204).end();
     },
   });
@@ -97,7 +97,7 @@ export function loraRoutes(router: IRouter, deps: ApiDeps, scratch: ScratchFolde
       const record = await read(req);
       const version = number === undefined ? latestOf(record) : findVersion(record, String(number));
       await sendLora({ ...deps, files, scratch }, req, res, {
-        tenant: tenantOf(),
+        tenant: tenantOf(req),
         record,
         version,
         format,

@@ -35,7 +35,11 @@ export function trainingRoutes(router: IRouter, deps: ApiDeps, submissions: Subm
       ...jsonBody(settings.maxBodyBytes),
       async (req, res) => {
         const request = validate(TrainingRequest, req.body);
-        const record = await submissions.submitTraining(tenantOf(), request, webhookOf(request, req, deps));
+        const record = await submissions.submitTraining(
+          tenantOf(req),
+          request,
+          webhookOf(request, req, deps),
+        );
         logJobId(res, record.id);
         res.set('Location', `/v1/trainings/${record.id}`);
         // The job was accepted: a queue that goes away now may not deny that.
@@ -43,7 +47,7 @@ export function trainingRoutes(router: IRouter, deps: ApiDeps, submissions: Subm
       },
     ],
     get: async (req, res) => {
-      const page = await listJobs(jobs, tenantOf(), 'training', req.query);
+      const page = await listJobs(jobs, tenantOf(req), 'training', req.query);
       const data = await Promise.all(page.records.map((record) => render(req, record)));
       res.json({ data, next_cursor: page.cursor } satisfies TrainingList);
     },

@@ -43,8 +43,8 @@ export function webhookRoutes(router: IRouter, deps: ApiDeps): void {
   }
 
   resource(router, '/v1/webhooks/secret', {
-    get: async (_req, res) => {
-      const secret = await webhookSecret(redis, settings.webhooks.secret, tenantOf());
+    get: async (req, res) => {
+      const secret = await webhookSecret(redis, settings.webhooks.secret, tenantOf(req));
       res.set('Cache-Control', 'no-store').json({ secret } satisfies WebhookSecret);
     },
   });

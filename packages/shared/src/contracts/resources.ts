@@ -57,7 +57,9 @@ export const WorkerView = z
     device: z.string().nullable().meta({ description: 'Name of the device; null for the processor' }),
     device_reason: z.string().nullable().meta({ description: 'Why the engine computes there' }),
     host: z.string(),
-    current_job: z.string().nullable(),
+    current_job: z.string().nullable().meta({
+      description: 'null while it waits; without the scope `admin` for a job of another tenant too',
+    }),
     started_at: z.iso.datetime(),
   })
   .meta({ id: 'Worker' });

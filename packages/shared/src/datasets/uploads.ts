@@ -5,6 +5,7 @@ import type { Redis } from 'ioredis';
 import { z } from 'zod';
 import type { Dataset } from '../contracts/dataset.ts';
 import { AtelierError } from '../errors.ts';
+import { TENANT_NAME } from '../contracts/api-key.ts';
 import { KEY_PREFIX, checkedTenant } from '../jobs/keys.ts';
 import { withLock } from '../lock.ts';
 import type { ObjectStore, PresignedPut } from '../object-store/types.ts';
@@ -80,7 +81,8 @@ export class DatasetUploads {
     { seconds, presign }: { seconds: number; presign: boolean },
   ): Promise<{ upload: DatasetUploadRecord; presigned: PresignedPut | null; token: string }> {
     const id = newUploadId();
-    const token = randomBytes(32).toString('base64url');
+    // Whoever has it has no key that would say the tenant.
+    const token = `${checkedTenant(tenant)}.${randomBytes(32).toString('base64url')}`;
     const expires = new Date(Date.now() + seconds * 1_000).toISOString();
     const presigned = presign
       ? await this.#store.presignPut!(uploadArchiveKey(tenant, id), {
@@ -104,19 +106,20 @@ export class DatasetUploads {
   }
 
   /**
-   * The upload whose archive may be sent now by who has the token.
+   * The upload whose archive may be sent now by who has the token, and whose it is.
    * @throws AtelierError `not_found`; `unauthorized`; `upload_expired`; `conflict` when it was completed
    */
-  async expected(tenant: string, id: string, token: string): Promise<DatasetUploadRecord> {
+  async expected(id: string, token: string): Promise<{ tenant: string; upload: DatasetUploadRecord }> {
     const unauthorized = () =>
       new AtelierError('unauthorized', 'X-Upload-Token: allowed is that of the announcement');
     // Whoever has none does not get as far as the store.
-    if (token === '') throw unauthorized();
+    const tenant = token.slice(0, Math.max(0, token.indexOf('.')));
+    if (!TENANT_NAME.test(tenant)) throw unauthorized();
     const upload = await this.#read(tenant, id);
     if (!timingSafeEqual(Buffer.from(digest(token)), Buffer.from(upload.token_sha256))) throw unauthorized();
     if (await this.#isComplete(tenant, upload)) throw completed(upload);
     if (isExpired(upload)) throw expired(upload);
-    return upload;
+    return { tenant, upload };
   }
 
   /** Stores the archive; what comes from `body` as an error is thrown as it is, and nothing is stored then. */

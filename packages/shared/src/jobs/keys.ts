@@ -1,13 +1,13 @@
+import { TENANT_NAME } from '../contracts/api-key.ts';
 import type { JobKind } from '../contracts/job.ts';
 import type { JobRef } from './record.ts';
 
 /** Prefix of every Redis key of the product, BullMQ's too: the braces keep all of them in one cluster slot. */
 export const KEY_PREFIX = '{atelier}';
 
-const TENANT = /^[a-z0-9][a-z0-9-]{0,62}$/;
-
 export function checkedTenant(tenant: string): string {
-  if (!TENANT.test(tenant)) throw new RangeError(`tenant ${JSON.stringify(tenant)} does not match ${TENANT}`);
+  if (!TENANT_NAME.test(tenant))
+    throw new RangeError(`tenant ${JSON.stringify(tenant)} does not match ${TENANT_NAME}`);
   return tenant;
 }
 
