@@ -329,6 +329,25 @@ describe('requests', () => {
     expect(JSON.stringify(await deliveriesOf(job.id))).not.toContain('token=secret');
   });
 
+  test('a URL of any letters is sent as the parser writes it, and keeps no job from ending', async () => {
+    worker = startInstantWorker(api);
+    const job = await submitted({ url: `${receiver.url}/\u00fc\ud800"?q=\udc00 x` });
+    expect(job.webhook!.url).toBe(`${receiver.url}/%C3%BC%EF%BF%BD%22`);
+    const [{ path }] = (await receiver.until(1)) as [(typeof receiver.received)[0]];
+    expect(path).toBe('/%C3%BC%EF%BF%BD%22?q=%EF%BF%BD%20x');
+    await settled(job.id, 'delivered', 1);
+  });
+
+  test('a webhook that Lua cannot read keeps no job from ending', async () => {
+    const { id } = await submitted();
+    // Half of a surrogate pair, which JSON of JavaScript takes and that of Lua does not.
+    const webhook = '{"url":"https://example.com/\\ud800","events":["canceled"]}';
+    await api.client.hset(`{atelier}:tenant:default:job:${id}`, 'webhook', webhook);
+    const job = await expectJson(await post(`/v1/generations/${id}/cancel`), 200, GenerationJob);
+    expect(job.status).toBe('canceled');
+    expect(await deliveriesOf(id)).toEqual([]);
+  });
+
   test('deliveries of other jobs, and those that are not there, do not exist', async () => {
     const { id } = await submitted();
     const other = await submitted();

@@ -4,11 +4,14 @@ import { join } from 'node:path';
 import {
   Dataset,
   DatasetUpload,
+  DeliveryList,
   GenerationJob,
   type JobRef,
   type NewApiKey,
   TrainingJob,
   type TrainingMetrics,
+  newAttemptToken,
+  newAttemptToken,
   trainingMetricsKey,
   trainingSampleKey,
 } from '@atelier/shared';
@@ -19,22 +22,30 @@ import { bearer } from './keys.ts';
 import { writeSmallLora } from './lora-files.ts';
 import { zip } from './zip.ts';
 
+/** Leads nowhere: that a delivery is there is enough. */
+const HOOK = { url: 'https://hooks.invalid/', events: ['started', 'succeeded'] };
+
 /** One object of every sort, as the parameters of the paths that lead to it. */
 export interface TenantObjects {
-  generations: { id: string; index: string };
+  generations: { id: string; index: string; delivery: string };
   loras: { name: string; version: string };
   datasets: { id: string };
   uploads: { id: string };
-  trainings: { id: string; step: string; index: string };
+  trainings: { id: string; step: string; index: string; delivery: string };
 }
 
 /** What the same paths hold for no tenant. */
 export const UNKNOWN: TenantObjects = {
-  generations: { id: `gen_${'0'.repeat(32)}`, index: '0' },
+  generations: { id: `gen_${'0'.repeat(32)}`, index: '0', delivery: `gen_${'0'.repeat(32)}_succeeded` },
   loras: { name: 'nobodys', version: '1' },
   datasets: { id: `dst_${'0'.repeat(32)}` },
   uploads: { id: `upl_${'0'.repeat(32)}` },
-  trainings: { id: `trn_${'0'.repeat(32)}`, step: '1', index: '0' },
+  trainings: {
+    id: `trn_${'0'.repeat(32)}`,
+    step: '1',
+    index: '0',
+    delivery: `trn_${'0'.repeat(32)}_started`,
+  },
 };
 
 /**
@@ -51,7 +62,10 @@ export function pathOf(template: string, objects: TenantObjects): string {
   });
 }
 
-/** Makes one object of every sort through the API with a key; of a training what a trainer would have stored. */
+/**
+ * Makes one object of every sort through the API with a key; of a training what a trainer would have stored. The API
+ * must send no webhooks: `ATELIER_WEBHOOKS=false`.
+ */
 export async function makeTenantObjects(api: TestApi, { key, tenant }: NewApiKey): Promise<TenantObjects> {
   const dir = await mkdtemp(join(tmpdir(), 'atelier-tenant-'));
   const worker = startInstantWorker(api);
@@ -61,9 +75,14 @@ export async function makeTenantObjects(api: TestApi, { key, tenant }: NewApiKey
       headers: { 'Content-Type': 'application/json', ...bearer(key), ...more },
       body: body instanceof Uint8Array ? new Uint8Array(body) : JSON.stringify(body),
     });
+  const webhook = { url: 'https://example.com/hook', events: ['started'] };
+  const delivery = async (path: string): Promise<string> => {
+    const response = await fetch(`${api.url}${path}/deliveries`, { headers: bearer(key) });
+    return (await expectJson(response, 200, DeliveryList)).data[0]!.id;
+  };
   try {
     const generation = await expectJson(
-      await send('POST', '/v1/generations', { prompt: 'a' }, { Prefer: 'wait=30' }),
+      await send('POST', '/v1/generations', { prompt: 'a', webhook: HOOK }, { Prefer: 'wait=30' }),
       200,
       GenerationJob,
     );
@@ -80,20 +99,23 @@ export async function makeTenantObjects(api: TestApi, { key, tenant }: NewApiKey
       await send('POST', '/v1/datasets/uploads', { name: 'ink', size: archive.length }),
       201,
       DatasetUpload,
+      DeliveryList,
     );
     expect((await fetch(upload.url, { ...upload, body: new Uint8Array(archive) })).status).toBe(200);
     const training = await expectJson(
-      await send('POST', '/v1/trainings', { name: 'ink', dataset: dataset.id }),
+      await send('POST', '/v1/trainings', { name: 'ink', dataset: dataset.id, webhook: HOOK }),
       202,
       TrainingJob,
     );
+    await api.jobs.start({ tenant, id: training.id, token: newAttemptToken() }, 'nobody');
     await storeSample(api, { tenant, id: training.id });
+    await api.jobs.start({ tenant, id: training.id, token: newAttemptToken() }, 'trainer');
     return {
-      generations: { id: generation.id, index: '0' },
+      generations: { id: generation.id, index: '0', delivery: `${generation.id}_succeeded` },
       loras: { name: 'secret-ink', version: '1' },
       datasets: { id: dataset.id },
       uploads: { id: upload.id },
-      trainings: { id: training.id, step: '1', index: '0' },
+      trainings: { id: training.id, step: '1', index: '0', delivery: `${training.id}_started` },
     };
   } finally {
     await worker.close();

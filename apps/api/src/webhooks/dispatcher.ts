@@ -73,7 +73,7 @@ export class WebhookDispatcher {
   }
 
   async #run(): Promise<void> {
-    const { log } = this.#deps;
+    const { log, redis } = this.#deps;
     // A subscription waits for Redis for as long as it takes; the first look does not.
     void this.#deliveries
       .onDue(() => this.#wake.resolve())
@@ -92,7 +92,9 @@ export class WebhookDispatcher {
         for (const claim of claims) this.#track(this.#handle(claim));
         await this.#pause(free > 0 ? Math.min(nextMs ?? POLL_MS, POLL_MS) : POLL_MS);
       } catch (err) {
-        if (!this.#stop.signal.aborted) log.warn({ err }, 'webhooks cannot be read; trying again');
+        // A connection that is away is reported by readiness, and comes back by itself.
+        const level = redis.status === 'ready' ? 'warn' : 'debug';
+        if (!this.#stop.signal.aborted) log[level]({ err }, 'webhooks cannot be read; trying again');
         await sleep(OUTAGE_PAUSE_MS, undefined, { signal: this.#stop.signal }).catch(() => {});
       }
     }

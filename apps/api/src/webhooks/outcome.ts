@@ -31,7 +31,8 @@ export function outcomeOf({ status, location, retryAfterS }: Answer): Outcome {
 
 /** The outcome of a send that got no answer. */
 export function outcomeOfError(error: unknown): Outcome {
-  const message = (error instanceof Error ? error.message : String(error)).slice(0, 300) || 'unknown error';
+  const text = error instanceof Error ? error.message : String(error);
+  const message = text.replaceAll(/\s+/g, ' ').trim().slice(0, 300) || 'unknown error';
   const refused = error instanceof AddressRefused;
   return {
     result: refused ? 'stop' : 'retry',

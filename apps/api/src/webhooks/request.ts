@@ -26,7 +26,8 @@ export function webhookOf(
 ): JobWebhook | null {
   if (!webhook) return null;
   checkWebhookUrl(webhook.url, settings.webhooks.allow);
-  return { ...webhook, origin: originOf(req, config) };
+  // As the parser writes it, which is ASCII: nothing in it can trouble who reads the record.
+  return { ...webhook, url: new URL(webhook.url).href, origin: originOf(req, config) };
 }
 
 /**

@@ -13,8 +13,11 @@ local EVENTS = {running = 'started', succeeded = 'succeeded', failed = 'failed',
 local function notify(record, due, member, status, now)
   local event, hook = EVENTS[status], redis.call('HGET', record, 'webhook')
   if not event or not hook then return end
+  -- A webhook that cannot be read must not keep its job from ending.
+  local readable, decoded = pcall(cjson.decode, hook)
+  if not readable then return end
   local wanted = false
-  for _, name in ipairs(cjson.decode(hook).events) do wanted = wanted or name == event end
+  for _, name in ipairs(decoded.events) do wanted = wanted or name == event end
   local delivery = record .. ':webhook:' .. event
   if not wanted or redis.call('EXISTS', delivery) == 1 then return end
   redis.call('HSET', delivery, 'status', 'pending', 'created_at', now, 'failures', 0,
