@@ -220,5 +220,6 @@ const ids = ({ generations, loras, datasets, uploads, trainings }: TenantObjects
 /** A problem without what names the object and the request. */
 function anonymous(problem: object, of: TenantObjects): string {
   const text = JSON.stringify({ ...problem, request_id: '' });
-  return ids(of).reduce((rest, id) => rest.replaceAll(id, 'ID'), text);
+  const names = [...ids(of), of.generations.delivery, of.trainings.delivery];
+  return names.reduce((rest, id) => rest.replaceAll(id, 'ID'), text);
 }

@@ -4,13 +4,11 @@ import { join } from 'node:path';
 import {
   Dataset,
   DatasetUpload,
-  DeliveryList,
   GenerationJob,
   type JobRef,
   type NewApiKey,
   TrainingJob,
   type TrainingMetrics,
-  newAttemptToken,
   newAttemptToken,
   trainingMetricsKey,
   trainingSampleKey,
@@ -62,10 +60,7 @@ export function pathOf(template: string, objects: TenantObjects): string {
   });
 }
 
-/**
- * Makes one object of every sort through the API with a key; of a training what a trainer would have stored. The API
- * must send no webhooks: `ATELIER_WEBHOOKS=false`.
- */
+/** Makes one object of every sort through the API with a key; of a training what a trainer would have stored. */
 export async function makeTenantObjects(api: TestApi, { key, tenant }: NewApiKey): Promise<TenantObjects> {
   const dir = await mkdtemp(join(tmpdir(), 'atelier-tenant-'));
   const worker = startInstantWorker(api);
@@ -75,11 +70,6 @@ export async function makeTenantObjects(api: TestApi, { key, tenant }: NewApiKey
       headers: { 'Content-Type': 'application/json', ...bearer(key), ...more },
       body: body instanceof Uint8Array ? new Uint8Array(body) : JSON.stringify(body),
     });
-  const webhook = { url: 'https://example.com/hook', events: ['started'] };
-  const delivery = async (path: string): Promise<string> => {
-    const response = await fetch(`${api.url}${path}/deliveries`, { headers: bearer(key) });
-    return (await expectJson(response, 200, DeliveryList)).data[0]!.id;
-  };
   try {
     const generation = await expectJson(
       await send('POST', '/v1/generations', { prompt: 'a', webhook: HOOK }, { Prefer: 'wait=30' }),
@@ -99,7 +89,6 @@ export async function makeTenantObjects(api: TestApi, { key, tenant }: NewApiKey
       await send('POST', '/v1/datasets/uploads', { name: 'ink', size: archive.length }),
       201,
       DatasetUpload,
-      DeliveryList,
     );
     expect((await fetch(upload.url, { ...upload, body: new Uint8Array(archive) })).status).toBe(200);
     const training = await expectJson(
@@ -107,7 +96,6 @@ export async function makeTenantObjects(api: TestApi, { key, tenant }: NewApiKey
       202,
       TrainingJob,
     );
-    await api.jobs.start({ tenant, id: training.id, token: newAttemptToken() }, 'nobody');
     await storeSample(api, { tenant, id: training.id });
     await api.jobs.start({ tenant, id: training.id, token: newAttemptToken() }, 'trainer');
     return {
