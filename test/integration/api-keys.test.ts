@@ -150,6 +150,7 @@ describe('with a key of the environment', () => {
     [{}, ['name', 'scopes']],
     [{ name: ' ', scopes: [] }, ['name', 'scopes']],
     [{ name: 'x', scopes: ['write'] }, ['scopes[0]']],
+    [{ name: '\u001b[2Jx', scopes: ['read'] }, ['name']],
     [{ name: 'x', scopes: ['read'], tenant: 'Acme/..' }, ['tenant']],
     [{ name: 'x', scopes: ['read'], expires_at: '2026-01-01T00:00:00Z' }, ['expires_at']],
     [{ name: 'x', scopes: ['read'], expires_at: 'tomorrow' }, ['expires_at']],

@@ -282,7 +282,7 @@ describe('the process', () => {
     const line = output()
       .split('\n')
       .find((text) => text.includes('POST /v1/generations 202'));
-    expect(JSON.parse(line!)).toMatchObject({ service: 'api', job_id: job.id });
+    expect(JSON.parse(line!)).toMatchObject({ service: 'api', tenant: 'default', job_id: job.id });
   });
 });
 

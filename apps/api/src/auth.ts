@@ -1,4 +1,5 @@
 import { createHash, timingSafeEqual } from 'node:crypto';
+import type { IncomingMessage } from 'node:http';
 import {
   type ApiKeyRecord,
   type ApiKeyStore,
@@ -15,12 +16,18 @@ const TOUCH_EVERY_MS = 60_000;
 
 /** On whose behalf a request acts. */
 export interface Identity {
+  /** Of the created key; null for a key of the environment and for none. */
+  readonly id: string | null;
   readonly tenant: string;
   readonly scopes: readonly Scope[];
 }
 
 /** Who has a key of the environment, and everybody while there are no keys at all. */
-const OWNER: Identity = Object.freeze({ tenant: DEFAULT_TENANT, scopes: Object.freeze(['admin'] as const) });
+const OWNER: Identity = Object.freeze({
+  id: null,
+  tenant: DEFAULT_TENANT,
+  scopes: Object.freeze(['admin'] as const),
+});
 
 /**
  * Who a request comes from.
@@ -113,7 +120,7 @@ export class Authenticator {
   }
 }
 
-const identities = new WeakMap<Request, Identity>();
+const identities = new WeakMap<IncomingMessage, Identity>();
 
 /** Lets a request through whose key is one of the installation's, and notes whose it is. */
 export function authenticate(authenticator: Authenticator): RequestHandler {
@@ -128,6 +135,13 @@ export function identityOf(req: Request): Identity {
   const identity = identities.get(req);
   if (identity) return identity;
   throw new AtelierError('unauthorized', 'Authorization: this route was reached without a key');
+}
+
+/** What the log says of whom a request came from; nothing before its key was checked. */
+export function identityForLog(req: IncomingMessage): { tenant?: string; key_id?: string } {
+  const identity = identities.get(req);
+  if (!identity) return {};
+  return { tenant: identity.tenant, ...(identity.id === null ? {} : { key_id: identity.id }) };
 }
 
 /** Whose objects the request sees: all others do not exist for it. */

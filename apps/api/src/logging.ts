@@ -2,12 +2,16 @@ import { randomUUID } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Response } from 'express';
 import { pinoHttp } from 'pino-http';
+import { identityForLog } from './auth.ts';
 import type { ApiDeps } from './deps.ts';
 
 const REQUEST_ID = /^[\w.:-]{1,128}$/;
 const PROBES = new Set(['/healthz', '/readyz', '/metrics']);
 
-/** One line per request, with the id that the answer carries as X-Request-Id and the id of the job it is about. */
+/**
+ * One line per request, with the id that the answer carries as X-Request-Id, the tenant and the id of its key, and the
+ * id of the job that it is about.
+ */
 export function requestLog(log: ApiDeps['log']) {
   return pinoHttp({
     logger: log,
@@ -34,9 +38,9 @@ export function requestLog(log: ApiDeps['log']) {
     },
     customSuccessMessage: (req, res) => `${req.method} ${req.url} ${res.statusCode}`,
     customErrorMessage: (req, res) => `${req.method} ${req.url} ${res.statusCode}`,
-    customProps: (_req, res) => {
+    customProps: (req, res) => {
       const jobId = jobIds.get(res);
-      return jobId === undefined ? {} : { job_id: jobId };
+      return { ...identityForLog(req), ...(jobId === undefined ? {} : { job_id: jobId }) };
     },
   });
 }

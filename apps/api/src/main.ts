@@ -28,7 +28,7 @@ async function main(config: Config, settings: ApiSettings): Promise<void> {
     { config, settings, log, redis, jobs, queues, store, loras, catalog },
     address,
   );
-  log.info({ url: server.url, open: settings.keys.length === 0 }, `listening on ${server.url}`);
+  log.info({ url: server.url, environment_keys: settings.keys.length }, `listening on ${server.url}`);
 
   onShutdown({
     log,

@@ -16,7 +16,14 @@ export const TenantName = z
   .regex(TENANT_NAME, { error: 'allowed are a to z, 0 to 9 and -, at most 63, the first no -' })
   .meta({ id: 'TenantName', example: 'acme' });
 
-const name = z.string().trim().min(1).max(100).meta({ description: 'For people', example: 'ci' });
+const name = z
+  .string()
+  .trim()
+  .min(1)
+  .max(100)
+  // Lists of keys are shown in terminals.
+  .refine((text) => !/\p{Cc}/u.test(text), { error: 'allowed are no control characters' })
+  .meta({ description: 'For people', example: 'ci' });
 const scopes = z.array(Scope).min(1).max(SCOPES.length);
 
 /** Body of POST /v1/keys. */
