@@ -32,19 +32,32 @@ export async function train(path: string, options: TrainOptions): Promise<void> 
     ...inSnakeCase(recipe),
     sample_prompts: samplePrompt,
   });
-  if (!json) process.stdout.write(`${green('accepted')} ${submitted.id}\n`);
-  await followAndReport(client, submitted, { json, ...(samplesDir === undefined ? {} : { samplesDir }) });
+  const accepted = json ? '' : `${green('accepted')} ${submitted.id}\n`;
+  await followAndReport(client, submitted, {
+    json,
+    accepted,
+    ...(samplesDir === undefined ? {} : { samplesDir }),
+  });
 }
 
-/** Follows a training until its end or Ctrl-C, and says how it went. */
+/**
+ * Follows a training until its end or Ctrl-C, and says how it went. `accepted` is written when Ctrl-C is listened for:
+ * who reads it may press it at once.
+ */
 export async function followAndReport(
   client: StudioClient,
   submitted: TrainingJob,
-  { json, samplesDir = samplesFolder(submitted.id) }: { json: boolean; samplesDir?: string },
+  {
+    json,
+    accepted = '',
+    samplesDir = samplesFolder(submitted.id),
+  }: { json: boolean; accepted?: string; samplesDir?: string },
 ): Promise<void> {
+  const interrupted = interruption(() => process.exit(130));
+  if (accepted) process.stdout.write(accepted);
   const following = new AbortController();
   const followed = followTraining(client, submitted, { quiet: json, samplesDir, signal: following.signal });
-  const outcome = await Promise.race([followed, interruption(() => process.exit(130))]);
+  const outcome = await Promise.race([followed, interrupted]);
   if (outcome !== 'interrupted') return json ? printJson(outcome) : report(outcome);
   following.abort();
   await followed.catch(() => {});
