@@ -9,10 +9,7 @@ import {
 import { z } from 'zod';
 import type { ZodOpenApiOperationObject, ZodOpenApiPathsObject, ZodOpenApiResponseObject } from 'zod-openapi';
 import { commonHeaders, problems } from './problems.ts';
-
-function json(description: string, schema: z.ZodType): ZodOpenApiResponseObject {
-  return { description, headers: z.object(commonHeaders), content: { 'application/json': { schema } } };
-}
+import { json } from './responses.ts';
 
 function read(
   tag: 'installation' | 'operations',

@@ -7,7 +7,7 @@ import {
   DatasetUploadRequest,
 } from '@atelier/shared';
 import { z } from 'zod';
-import type { ZodOpenApiPathsObject, ZodOpenApiResponseObject } from 'zod-openapi';
+import type { ZodOpenApiPathsObject } from 'zod-openapi';
 import {
   datasetExample,
   datasetSummaryExample,
@@ -15,23 +15,11 @@ import {
   datasetUploadRequestExample,
 } from './examples.ts';
 import { commonHeaders, problems } from './problems.ts';
+import { json } from './responses.ts';
 
 const tags = ['datasets'];
 const path = z.object({ id: Dataset.shape.id });
 const uploadPath = z.object({ id: DatasetUpload.shape.id });
-
-function json(
-  description: string,
-  schema: z.ZodType,
-  example: unknown,
-  headers: z.ZodRawShape = {},
-): ZodOpenApiResponseObject {
-  return {
-    description,
-    headers: z.object({ ...commonHeaders, ...headers }),
-    content: { 'application/json': { schema, example } },
-  };
-}
 
 const binary = { type: 'string' as const, format: 'binary' };
 const files = { type: 'array' as const, items: binary };

@@ -1,23 +1,17 @@
-import { GenerationJob, GenerationList, GenerationRequest, ListQuery, ProgressEvent } from '@atelier/shared';
+import { GenerationJob, GenerationList, GenerationRequest, ListQuery } from '@atelier/shared';
 import { z } from 'zod';
-import type { ZodOpenApiPathsObject, ZodOpenApiResponseObject } from 'zod-openapi';
+import type { ZodOpenApiPathsObject } from 'zod-openapi';
 import { acceptedExample, finishedExample, requestExample } from './examples.ts';
 import { commonHeaders, problems } from './problems.ts';
+import { eventStream, json, picture, resumable } from './responses.ts';
 
 const tags = ['generations'];
 const id = z.string().meta({ description: 'Id of the job', example: acceptedExample.id });
 
-function job(
-  description: string,
-  example: GenerationJob,
-  headers: z.ZodRawShape = {},
-): ZodOpenApiResponseObject {
-  return {
-    description,
-    headers: z.object({ ...commonHeaders, ...headers }),
-    content: { 'application/json': { schema: GenerationJob, example } },
-  };
-}
+const job = (description: string, example: GenerationJob, headers: z.ZodRawShape = {}) =>
+  json(description, GenerationJob, example, headers);
+
+const FORMATS = ['image/png', 'image/jpeg', 'image/webp'];
 
 const submitted = {
   Location: z.string().meta({ description: 'Path of the job' }),
@@ -124,32 +118,14 @@ export const generationPaths: ZodOpenApiPathsObject = {
         'reads slowly gets fewer of them.',
       requestParams: {
         path: z.object({ id }),
-        header: z.object({
-          'Last-Event-ID': z
-            .string()
-            .optional()
-            .meta({ description: 'Id of the last event seen', example: '1-running-7' }),
-        }),
+        header: resumable('1-running-7'),
       },
       responses: {
-        200: {
-          description: 'The stream',
-          headers: z.object(commonHeaders),
-          content: {
-            'text/event-stream': {
-              schema: z.string(),
-              example: `id: 1-running-7\nevent: progress\ndata: ${JSON.stringify({
-                id: acceptedExample.id,
-                status: 'running',
-                progress: { step: 7, steps: 20, fraction: 0.35, eta_s: 0.5 },
-              } satisfies ProgressEvent)}\n\n`,
-            },
-          },
-        },
-        204: {
-          description: 'The job has ended, and Last-Event-ID is its last event',
-          headers: z.object(commonHeaders),
-        },
+        ...eventStream('1-running-7', {
+          id: acceptedExample.id,
+          status: 'running',
+          progress: { step: 7, steps: 20, fraction: 0.35, eta_s: 0.5 },
+        }),
         ...problems('unauthorized', 'not_found', 'queue_unavailable'),
       },
     },
@@ -170,8 +146,8 @@ export const generationPaths: ZodOpenApiPathsObject = {
         }),
       },
       responses: {
-        200: image('The picture'),
-        206: image('The range of it'),
+        200: picture('The picture', FORMATS),
+        206: picture('The range of it', FORMATS),
         304: { description: 'The client has it', headers: z.object(commonHeaders) },
         ...problems(
           'unauthorized',
@@ -184,21 +160,3 @@ export const generationPaths: ZodOpenApiPathsObject = {
     },
   },
 };
-
-function image(description: string): ZodOpenApiResponseObject {
-  return {
-    description,
-    headers: z.object({
-      ...commonHeaders,
-      ETag: z.string().meta({ description: 'SHA-256 of the file' }),
-      'Content-Length': z.string(),
-      'Cache-Control': z.string(),
-    }),
-    content: Object.fromEntries(
-      ['image/png', 'image/jpeg', 'image/webp'].map((type) => [
-        type,
-        { schema: { type: 'string', format: 'binary' } },
-      ]),
-    ),
-  };
-}

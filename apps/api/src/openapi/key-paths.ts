@@ -8,8 +8,9 @@ import {
   TenantList,
 } from '@atelier/shared';
 import { z } from 'zod';
-import type { ZodOpenApiPathsObject, ZodOpenApiResponseObject } from 'zod-openapi';
-import { commonHeaders, problems } from './problems.ts';
+import type { ZodOpenApiPathsObject } from 'zod-openapi';
+import { problems } from './problems.ts';
+import { json } from './responses.ts';
 
 const tags = ['keys'];
 
@@ -26,14 +27,6 @@ const keyExample: ApiKey = {
   expires_at: null,
   revoked_at: null,
 };
-
-function json(description: string, schema: z.ZodType, example: unknown): ZodOpenApiResponseObject {
-  return {
-    description,
-    headers: z.object(commonHeaders),
-    content: { 'application/json': { schema, example } },
-  };
-}
 
 export const keyPaths: ZodOpenApiPathsObject = {
   '/v1/keys': {

@@ -9,25 +9,13 @@ import {
   LoraView,
 } from '@atelier/shared';
 import { z } from 'zod';
-import type { ZodOpenApiPathsObject, ZodOpenApiResponseObject } from 'zod-openapi';
+import type { ZodOpenApiPathsObject } from 'zod-openapi';
 import { loraExample, loraVersionExample } from './examples.ts';
 import { commonHeaders, problems } from './problems.ts';
+import { json } from './responses.ts';
 
 const tags = ['loras'];
 const name = LoraName;
-
-function json(
-  description: string,
-  schema: z.ZodType,
-  example: unknown,
-  headers: z.ZodRawShape = {},
-): ZodOpenApiResponseObject {
-  return {
-    description,
-    headers: z.object({ ...commonHeaders, ...headers }),
-    content: { 'application/json': { schema, example } },
-  };
-}
 
 const file = { 'application/octet-stream': { schema: { type: 'string' as const, format: 'binary' } } };
 const imported = { Location: z.string().meta({ description: 'Path of the version' }) };

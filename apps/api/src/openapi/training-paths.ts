@@ -1,6 +1,5 @@
 import {
   ListQuery,
-  type ProgressEvent,
   TrainingCheckpointList,
   TrainingJob,
   TrainingList,
@@ -8,39 +7,14 @@ import {
   TrainingRequest,
 } from '@atelier/shared';
 import { z } from 'zod';
-import type { ZodOpenApiPathsObject, ZodOpenApiResponseObject } from 'zod-openapi';
+import type { ZodOpenApiPathsObject } from 'zod-openapi';
 import { trainingExample, trainingRequestExample } from './examples.ts';
 import { commonHeaders, problems } from './problems.ts';
+import { eventStream, json, picture, resumable } from './responses.ts';
 
 const tags = ['trainings'];
 const id = z.string().meta({ description: 'Id of the job', example: trainingExample.id });
 const path = z.object({ id });
-
-function json(
-  description: string,
-  schema: z.ZodType,
-  example: unknown,
-  headers: z.ZodRawShape = {},
-): ZodOpenApiResponseObject {
-  return {
-    description,
-    headers: z.object({ ...commonHeaders, ...headers }),
-    content: { 'application/json': { schema, example } },
-  };
-}
-
-function png(description: string): ZodOpenApiResponseObject {
-  return {
-    description,
-    headers: z.object({
-      ...commonHeaders,
-      ETag: z.string().meta({ description: 'SHA-256 of the file' }),
-      'Content-Length': z.string(),
-      'Cache-Control': z.string(),
-    }),
-    content: { 'image/png': { schema: { type: 'string', format: 'binary' } } },
-  };
-}
 
 const succeeded: TrainingJob = {
   ...trainingExample,
@@ -146,32 +120,14 @@ export const trainingPaths: ZodOpenApiPathsObject = {
       description: 'The events are those of a generation; progress counts optimizer steps.',
       requestParams: {
         path,
-        header: z.object({
-          'Last-Event-ID': z
-            .string()
-            .optional()
-            .meta({ description: 'Id of the last event seen', example: '1-running-120' }),
-        }),
+        header: resumable('1-running-120'),
       },
       responses: {
-        200: {
-          description: 'The stream',
-          headers: z.object(commonHeaders),
-          content: {
-            'text/event-stream': {
-              schema: z.string(),
-              example: `id: 1-running-120\nevent: progress\ndata: ${JSON.stringify({
-                id: running.id,
-                status: running.status,
-                progress: running.progress,
-              } satisfies ProgressEvent)}\n\n`,
-            },
-          },
-        },
-        204: {
-          description: 'The job has ended, and Last-Event-ID is its last event',
-          headers: z.object(commonHeaders),
-        },
+        ...eventStream('1-running-120', {
+          id: running.id,
+          status: running.status,
+          progress: running.progress,
+        }),
         ...problems('unauthorized', 'not_found', 'queue_unavailable'),
       },
     },
@@ -237,8 +193,8 @@ export const trainingPaths: ZodOpenApiPathsObject = {
         }),
       },
       responses: {
-        200: png('The picture'),
-        206: png('The range of it'),
+        200: picture('The picture', ['image/png']),
+        206: picture('The range of it', ['image/png']),
         304: { description: 'The client has it', headers: z.object(commonHeaders) },
         ...problems(
           'unauthorized',
