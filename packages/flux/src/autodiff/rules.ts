@@ -1,5 +1,5 @@
-import { ELEMENT_TYPES, type GraphBuilder, type Value } from '../graph/builder.ts';
-import { add, mul, split, transpose } from '../graph/ops.ts';
+import type { GraphBuilder, Value } from '../graph/builder.ts';
+import { add, cast, mul, split, transpose } from '../graph/ops.ts';
 import { attentionRule } from './attention.ts';
 import type { Rule, RuleContext } from './backward.ts';
 import { geluRule } from './gelu.ts';
@@ -77,7 +77,7 @@ function layerNormalization({ g, node, gradients, needs }: RuleContext): (Value 
   const d = mul(g, dy, scale);
   const centred = sub(g, sub(g, d, rowMean(g, d)), mul(g, normed, rowMean(g, mul(g, d, normed))));
   return [
-    needs(0) ? mul(g, centred, castLike(g, inverse, x)) : null,
+    needs(0) ? mul(g, centred, cast(g, inverse, x.type)) : null,
     needs(1) ? reduceTo(g, mul(g, dy, normed), scale) : null,
     needs(2) ? reduceTo(g, dy, bias) : null,
   ];
@@ -98,7 +98,7 @@ function rmsNormalization({ g, node, gradients, needs }: RuleContext): (Value | 
   const d = mul(g, gradients[0]!, scale);
   return [
     needs(0)
-      ? mul(g, sub(g, d, mul(g, normed, rowMean(g, mul(g, d, normed)))), castLike(g, inverse, x))
+      ? mul(g, sub(g, d, mul(g, normed, rowMean(g, mul(g, d, normed)))), cast(g, inverse, x.type))
       : null,
     needs(1) ? reduceTo(g, mul(g, gradients[0]!, normed), scale) : null,
   ];
@@ -188,10 +188,4 @@ function negate(g: GraphBuilder, x: Value): Value {
 function filled(g: GraphBuilder, like: Value, size: number, value: number): Value {
   const values = new Float32Array(size).fill(value);
   return g.constant(like.type === 'float16' ? new Float16Array(values) : values, [size]);
-}
-
-function castLike(g: GraphBuilder, x: Value, like: Value): Value {
-  return x.type === like.type
-    ? x
-    : g.op('Cast', [x], { ...x, type: like.type }, { to: ELEMENT_TYPES[like.type] });
 }

@@ -1,4 +1,4 @@
-import type { Dim, GraphBuilder, Value } from './builder.ts';
+import { type Dim, ELEMENT_TYPES, type ElementType, type GraphBuilder, type Value } from './builder.ts';
 
 /*
  * The operators that FLUX is made of, one function each. Token tensors are [tokens, channels] (one image per run):
@@ -161,6 +161,11 @@ export function rowCount(g: GraphBuilder, x: Value): Value {
 export function gather(g: GraphBuilder, table: Value, indices: Value): Value {
   const shape = [...indices.shape, ...table.shape.slice(1)];
   return g.op('Gather', [table, indices], { type: table.type, shape }, { axis: 0 });
+}
+
+/** `x` in another floating-point type; itself when it has it already. */
+export function cast(g: GraphBuilder, x: Value, type: ElementType): Value {
+  return x.type === type ? x : g.op('Cast', [x], { type, shape: x.shape }, { to: ELEMENT_TYPES[type] });
 }
 
 function dims(x: Value, rank: number, where: string): Dim[] {

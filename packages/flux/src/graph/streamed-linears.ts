@@ -1,7 +1,7 @@
 import type { GraphBuilder, Value } from './builder.ts';
 import { Linears } from './linears.ts';
-import { concat, geluTanh, linear, linearOnto } from './ops.ts';
-import { cast, cut, type RowRange, type StreamedWeights } from './streamed-weights.ts';
+import { cast, concat, geluTanh, linear, linearOnto } from './ops.ts';
+import { cut, type RowRange, type StreamedWeights } from './streamed-weights.ts';
 import type { ComputeType } from './weights.ts';
 
 /**

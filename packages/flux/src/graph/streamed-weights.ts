@@ -2,7 +2,7 @@ import { decodeTable } from '../checkpoint/dtypes.ts';
 import { FluxError } from '../errors.ts';
 import type { Feed } from '../runtime/session.ts';
 import { type ElementType, ELEMENT_TYPES, type GraphBuilder, type Value } from './builder.ts';
-import { gather, mul, rows } from './ops.ts';
+import { cast, gather, mul, rows } from './ops.ts';
 import type { ComputeType, LocatedTensor, WeightLocator, Weights } from './weights.ts';
 
 /** Names of the inputs that hold a weight's bytes and the factor of scaled fp8: what follows is the canonical name. */
@@ -138,11 +138,6 @@ export class StreamedWeights implements Weights {
 /** The rows of `x` in a range that is known when the graph is built. */
 export function cut(g: GraphBuilder, x: Value, { begin, end }: RowRange): Value {
   return rows(g, x, g.ints(begin), g.ints(end), end - begin);
-}
-
-/** `x` in another floating-point type; itself when it has it already. */
-export function cast(g: GraphBuilder, x: Value, type: ComputeType): Value {
-  return x.type === type ? x : g.op('Cast', [x], { type, shape: x.shape }, { to: ELEMENT_TYPES[type] });
 }
 
 /** The bytes of a weight as the graph takes them, without a copy where they start on an element. */

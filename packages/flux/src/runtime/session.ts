@@ -12,6 +12,11 @@ export interface Feed {
   type?: 'bool';
 }
 
+/** A bool [] of a graph. */
+export function flag(value: boolean): Feed {
+  return { type: 'bool', data: Uint8Array.of(Number(value)), dims: [] };
+}
+
 export interface SessionOptions {
   /** 'cpu' when absent. */
   provider?: Provider;

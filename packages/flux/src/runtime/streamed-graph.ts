@@ -11,7 +11,7 @@ import {
 } from '../graph/streamed-units.ts';
 import type { WeightLocator } from '../graph/weights.ts';
 import type { Deltas } from '../lora/compose.ts';
-import { type Feed, GraphSession, type Result, type SessionOptions } from './session.ts';
+import { type Feed, flag, GraphSession, type Result, type SessionOptions } from './session.ts';
 import type { WeightUnit } from './weight-stream.ts';
 
 const ARRAYS: Partial<Record<ElementType, new (length: number) => Feed['data']>> = {
@@ -139,7 +139,7 @@ export class StreamedSession {
     fetches: readonly Name[],
   ): Promise<Record<Name, Result<Values>>> {
     const { prefix, deltas } = this.#runs.get(unit)!;
-    const taken: Feed = { type: 'bool', data: Uint8Array.of(1), dims: [] };
+    const taken = flag(true);
     const own = { ...feeds, ...deltaFeeds(deltas, deltas.keys()), [TAKEN]: taken };
     const all = { ...this.#nothing };
     for (const [name, feed] of Object.entries(own)) all[`${prefix}${name}`] = feed;

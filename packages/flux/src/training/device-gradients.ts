@@ -1,7 +1,7 @@
 import type { TransformerSpec } from '../checkpoint/spec.ts';
 import type { ComputeType, WeightLocator } from '../graph/weights.ts';
 import { NO_DELTAS } from '../lora/compose.ts';
-import { type Feed, GraphSession, type SessionOptions } from '../runtime/session.ts';
+import { type Feed, flag, GraphSession, type SessionOptions } from '../runtime/session.ts';
 import type { Conditioner } from '../transformer/parts.ts';
 import { ropeTable } from '../transformer/rope.ts';
 import { StreamedConditioner } from '../transformer/streamed-conditioner.ts';
@@ -160,8 +160,4 @@ export class DeviceGradients implements Gradients {
       next(upGradient, scale);
     }
   }
-}
-
-function flag(value: boolean): Feed {
-  return { data: Uint8Array.of(Number(value)), dims: [], type: 'bool' };
 }

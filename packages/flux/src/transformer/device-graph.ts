@@ -1,7 +1,7 @@
 import type { TransformerSpec } from '../checkpoint/spec.ts';
-import { ELEMENT_TYPES, GraphBuilder, type GraphModel, type Value } from '../graph/builder.ts';
+import { GraphBuilder, type GraphModel, type Value } from '../graph/builder.ts';
 import type { Linears } from '../graph/linears.ts';
-import { add, gather, mul } from '../graph/ops.ts';
+import { add, cast, gather, mul } from '../graph/ops.ts';
 import { DeviceLinears, DeviceLora, DevicePlainLinears, type LoraGroup } from '../graph/device-lora.ts';
 import { type ComputeType, GraphWeights, type WeightLocator } from '../graph/weights.ts';
 import { type BlockContext, doubleBlockGroups, singleBlockGroups } from './blocks.ts';
@@ -126,8 +126,4 @@ function branch(
   const count = g.op('Size', [deltas], { type: 'int64', shape: [] });
   g.output(`${name}.denoised`, g.op('Loop', [count, null, latents], latents, { body: { graph: step } }));
   return { graph: g };
-}
-
-function cast(g: GraphBuilder, x: Value, type: ComputeType): Value {
-  return x.type === type ? x : g.op('Cast', [x], { ...x, type }, { to: ELEMENT_TYPES[type] });
 }

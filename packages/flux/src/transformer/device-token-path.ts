@@ -2,7 +2,7 @@ import type { TransformerSpec } from '../checkpoint/spec.ts';
 import { type LoraGroup, loraFeeds, type WeightedDeltas } from '../graph/device-lora.ts';
 import { type ComputeType, readVector, type WeightLocator } from '../graph/weights.ts';
 import type { Reserve } from '../runtime/reserve.ts';
-import { type Feed, GraphSession, type SessionOptions } from '../runtime/session.ts';
+import { type Feed, flag, GraphSession, type SessionOptions } from '../runtime/session.ts';
 import { buildDeviceTokenPath, loraGroups, type LoraSet } from './device-graph.ts';
 import { modulationLayout } from './modulation.ts';
 import type { Rows, TokenPath, TokenPathFeeds } from './parts.ts';
@@ -163,8 +163,4 @@ export class DeviceTokenPath implements TokenPath {
     }
     return this.#adapted.feeds;
   }
-}
-
-function flag(value: boolean): Feed {
-  return { type: 'bool', data: Uint8Array.of(value ? 1 : 0), dims: [] };
 }

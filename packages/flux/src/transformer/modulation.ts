@@ -1,6 +1,5 @@
 import type { GraphBuilder, Value } from '../graph/builder.ts';
-import { split } from '../graph/ops.ts';
-import { cast } from '../graph/streamed-weights.ts';
+import { cast, split } from '../graph/ops.ts';
 import type { ComputeType } from '../graph/weights.ts';
 import type { TransformerSpec } from '../checkpoint/spec.ts';
 

@@ -1,9 +1,8 @@
 import type { TransformerSpec } from '../checkpoint/spec.ts';
 import type { GraphBuilder, Value } from '../graph/builder.ts';
-import { layerNorm } from '../graph/ops.ts';
+import { cast, layerNorm } from '../graph/ops.ts';
 import type { StreamedLinears } from '../graph/streamed-linears.ts';
 import type { UnitKind } from '../graph/streamed-units.ts';
-import { cast } from '../graph/streamed-weights.ts';
 import type { ComputeType, WeightLocator } from '../graph/weights.ts';
 import { StreamedGraph, type StreamedSession, type StreamedUnit } from '../runtime/streamed-graph.ts';
 import type { Feed, SessionOptions } from '../runtime/session.ts';
