@@ -1,13 +1,6 @@
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import {
-  JobQueues,
-  JobStore,
-  WorkerRegistration,
-  createQueueWorker,
-  createWorkerMetrics,
-  stalledError,
-} from '@atelier/shared';
+import { JobQueues, JobStore, WorkerRegistration, createWorkerMetrics, serveQueue } from '@atelier/shared';
 import type { Catalog, Config, Logger, ObjectStore, WorkerMetrics, createRedis } from '@atelier/shared';
 import { EngineHost } from './engine-host.ts';
 import type { Engine } from './engine.ts';
@@ -76,36 +69,18 @@ export async function startGpuWorker(options: GpuWorkerOptions): Promise<GpuWork
     workerId: registration.info.id,
     onCurrent: (id) => registration.update({ current_job: id, ...engineInfo(engine) }),
   });
-  const worker = createQueueWorker(config, redis, 'generation', (job, token) =>
-    processor.process(job, token),
-  );
-  worker.on('error', (err) => log.warn({ err }, 'queue'));
-  worker.on('stalled', (job_id) => {
-    metrics.stalled.inc();
-    log.warn({ job_id }, 'a worker stopped renewing its lock; the job is tried again');
+  const closeQueue = serveQueue({
+    config,
+    redis,
+    kind: 'generation',
+    jobs,
+    queues,
+    metrics,
+    log,
+    names: { worker: 'worker', jobs: 'jobs' },
+    process: (job, token) => processor.process(job, token),
+    onCancel: (ref) => processor.stop('cancel', ref),
   });
-  worker.on('failed', (job, error) => {
-    // Most have ended in their record already, and this is refused; those that stalled too often have not.
-    if (job?.finishedOn)
-      jobs
-        .abandon(job.data, stalledError(error.message))
-        .catch((err: unknown) => log.error({ err }, 'queue'));
-  });
-
-  // Not awaited: while Redis is away they wait, and the worker has to be able to shut down.
-  const reconcile = (): void => {
-    queues.reconcile(jobs).then(
-      (ids) =>
-        ids.length > 0 && log.warn({ job_ids: ids }, 'jobs that the queue had lost were enqueued again'),
-      (err: unknown) => log.error({ err }, 'reconcile'),
-    );
-  };
-  if (redis.status === 'ready') reconcile();
-  redis.on('ready', reconcile);
-  jobs
-    .onCancelRequest((ref) => processor.stop('cancel', ref))
-    .catch((err: unknown) => log.error({ err }, 'cancel'));
-  worker.run().catch((err: unknown) => log.error({ err }, 'the queue worker ended'));
   log.info(
     { worker: registration.info.id, models: catalog.models.map(({ name }) => name) },
     'worker started',
@@ -115,8 +90,7 @@ export async function startGpuWorker(options: GpuWorkerOptions): Promise<GpuWork
     id: registration.info.id,
     metrics,
     close: async (graceMs) => {
-      redis.off('ready', reconcile);
-      const closing = worker.close();
+      const closing = closeQueue();
       const grace = new AbortController();
       await Promise.race([closing, sleep(graceMs, undefined, grace)]);
       processor.stop('give_back');

@@ -4,9 +4,8 @@ import {
   JobStore,
   LoraRegistry,
   WorkerRegistration,
-  createQueueWorker,
   createWorkerMetrics,
-  stalledError,
+  serveQueue,
 } from '@atelier/shared';
 import type { Catalog, Config, Logger, ObjectStore, WorkerMetrics, createRedis } from '@atelier/shared';
 import type { Engine } from './engine.ts';
@@ -52,40 +51,24 @@ export async function startTrainer(options: TrainerOptions): Promise<Trainer> {
     workerId: registration.info.id,
     onCurrent: (id) => registration.update({ current_job: id }),
   });
-  const worker = createQueueWorker(config, redis, 'training', (job, token) => processor.process(job, token));
-  worker.on('error', (err) => log.warn({ err }, 'queue'));
-  worker.on('stalled', (job_id) => {
-    metrics.stalled.inc();
-    log.warn({ job_id }, 'a trainer stopped renewing its lock; the job is tried again');
+  const closeQueue = serveQueue({
+    config,
+    redis,
+    kind: 'training',
+    jobs,
+    queues,
+    metrics,
+    log,
+    names: { worker: 'trainer', jobs: 'trainings' },
+    process: (job, token) => processor.process(job, token),
+    onCancel: (ref) => processor.stop('cancel', ref),
   });
-  worker.on('failed', (job, error) => {
-    // Most have ended in their record already, and this is refused; those that stalled too often have not.
-    if (job?.finishedOn)
-      jobs
-        .abandon(job.data, stalledError(error.message))
-        .catch((err: unknown) => log.error({ err }, 'queue'));
-  });
-  // Not awaited: while Redis is away they wait, and the trainer has to be able to shut down.
-  const reconcile = (): void => {
-    queues.reconcile(jobs, 'training').then(
-      (ids) =>
-        ids.length > 0 && log.warn({ job_ids: ids }, 'trainings that the queue had lost were enqueued again'),
-      (err: unknown) => log.error({ err }, 'reconcile'),
-    );
-  };
-  if (redis.status === 'ready') reconcile();
-  redis.on('ready', reconcile);
-  jobs
-    .onCancelRequest((ref) => processor.stop('cancel', ref))
-    .catch((err: unknown) => log.error({ err }, 'cancel'));
-  worker.run().catch((err: unknown) => log.error({ err }, 'the queue worker ended'));
   log.info({ worker: registration.info.id }, 'trainer started');
 
   return {
     id: registration.info.id,
     close: async (graceMs) => {
-      redis.off('ready', reconcile);
-      const closing = worker.close();
+      const closing = closeQueue();
       // A training does not end in the time that a shutdown has: it goes on elsewhere from this very step.
       processor.stop('give_back');
       const grace = new AbortController();

@@ -35,6 +35,7 @@ export { ProgressReporter } from './progress-reporter.ts';
 export * from './queue.ts';
 export { createRedis, pingRedis, type RedisPurpose } from './redis.ts';
 export * from './resolve-input.ts';
+export { serveQueue } from './serve-queue.ts';
 export * from './shutdown.ts';
 export * from './trainings.ts';
 export { BREAKER, Breaker, type BreakerOptions, type Endpoint } from './webhooks/breaker.ts';
